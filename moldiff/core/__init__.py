@@ -1,1 +1,1 @@
-
+"""Tensors and geometry; imports torch and nothing else."""

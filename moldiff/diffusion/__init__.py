@@ -1,1 +1,1 @@
-
+"""The mathematics of noising and denoising: no networks and no chemistry."""
