@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -90,22 +89,16 @@ def perceive_bonds(
     if reason:
         return Perception(None, reason)
     fresh = _skeletons(np.asarray(numbers), np.asarray(positions, dtype=np.float64))
-    skeletons: list[Mol] = []
+    made: list[Mol] = []
     reference = _hydrogenated(smiles) if smiles is not None else None
     if reference is not None:
-        for skeleton in fresh:
-            skeletons.append(skeleton)
+        for skeleton in _each(made, fresh):
             bonds = _orders_of(reference, skeleton)
             if bonds is not None:
                 return Perception(bonds)
     for charge in (0, 1, -1) if total_charge is None else (total_charge,):
-        # Skeletons are made when they are needed: nearly always the first one does.
-        for k in count():
-            if k == len(skeletons) and (more := next(fresh, None)) is not None:
-                skeletons.append(more)
-            if k == len(skeletons):
-                break
-            bonds, why = _assign_orders(skeletons[k], charge, max_iterations)
+        for skeleton in _each(made, fresh):
+            bonds, why = _assign_orders(skeleton, charge, max_iterations)
             if bonds is not None:
                 return Perception(bonds)
             reason = reason or why
@@ -121,9 +114,7 @@ def bonds_of(mol: Mol, matches_smiles: bool = False) -> Bonds:
 
     mol = Chem.Mol(mol)
     Chem.Kekulize(mol, clearAromaticFlags=True)
-    rows = sorted(
-        (*sorted((b.GetBeginAtomIdx(), b.GetEndAtomIdx())), round(b.GetBondTypeAsDouble())) for b in mol.GetBonds()
-    )
+    rows = sorted((*sorted((b.GetBeginAtomIdx(), b.GetEndAtomIdx())), round(b.GetBondTypeAsDouble())) for b in mol.GetBonds())
     table = np.array(rows, dtype=np.int16).reshape(-1, 3)
     charges = np.array([a.GetFormalCharge() for a in mol.GetAtoms()], dtype=np.int8)
     return Bonds(table[:, :2].copy(), table[:, 2].astype(np.int8), charges, matches_smiles)
@@ -155,6 +146,14 @@ def _skeletons(numbers: NDArray[Any], positions: NDArray[np.float64]) -> Iterato
         if edges not in seen:
             seen.add(edges)
             yield mol
+
+
+def _each(made: list[Mol], fresh: Iterator[Mol]) -> Iterator[Mol]:
+    """Yield the skeletons that were made before, then make more: nearly always the first one does."""
+    yield from made
+    for skeleton in fresh:
+        made.append(skeleton)
+        yield skeleton
 
 
 def _assign_orders(skeleton: Mol, charge: int, max_iterations: int) -> tuple[Bonds | None, str]:

@@ -44,8 +44,8 @@ def is_qm9_folder(path: Path) -> bool:
 def read_qm9_npz(path: str | Path) -> Iterator[Entry]:
     """Yield the molecules of one npz file.
 
-    Arrays: ``gdb_id``, ``n_atoms``, ``smiles`` [M]; ``atomic_numbers`` [A] and ``positions`` [A, 3] (Å) concatenated; the columns of
-    ``PROPERTIES`` [M] where there are any. Raises BadRequest for a missing file, DamagedFile for one that is no such archive.
+    Arrays: ``gdb_id``, ``n_atoms``, ``smiles`` [M]; ``atomic_numbers`` [A] and ``positions`` [A, 3] (Å) concatenated; the
+    columns of ``PROPERTIES`` [M] where there are any. Raises BadRequest for a missing file, DamagedFile for one that is no such archive.
     """
     path = Path(path)
     try:
@@ -53,7 +53,7 @@ def read_qm9_npz(path: str | Path) -> Iterator[Entry]:
             arrays = {name: archive[name] for name in archive.files}
     except FileNotFoundError as error:
         raise BadRequest(f"{path} does not exist") from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zipfile.error) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DamagedFile(f"{path} can't be read as an npz archive: {error}") from error
     if missing := [name for name in _ARRAYS if name not in arrays]:
         raise DamagedFile(f"{path} lacks the arrays {', '.join(missing)}")

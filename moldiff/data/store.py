@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from torch import Tensor
 from moldiff.errors import BadRequest, DamagedFile, unknown
 
 #: dtype and trailing shape of each tensor of a split, by what it counts: systems, atoms or bonds.
-LAYOUT: dict[str, tuple[str, type, tuple[int, ...]]] = {
+LAYOUT: dict[str, tuple[str, Any, tuple[int, ...]]] = {
     "n_atoms": ("system", np.int32, ()),
     "n_bonds": ("system", np.int32, ()),
     "id": ("system", np.int64, ()),
@@ -57,8 +57,7 @@ def pack(systems: Sequence[Mapping[str, Any]]) -> Columns:
         missing = next((k for k, s in enumerate(systems) if name not in s), None)
         if missing is not None:
             raise ValueError(f"system {missing} has no {name!r}")
-        rows = [np.asarray(s[name], dtype=dtype).reshape(-1, *tail) for s in systems]
-        columns[name] = np.concatenate(rows)
+        columns[name] = np.concatenate([np.asarray(s[name], dtype=dtype).reshape(-1, *tail) for s in systems])
     for name in properties:
         columns[name] = np.array([float(s.get(name, np.nan)) for s in systems], dtype=np.float32)
     _check(columns, "the systems")
@@ -68,8 +67,9 @@ def pack(systems: Sequence[Mapping[str, Any]]) -> Columns:
 def write_store(folder: str | Path, splits: Mapping[str, Columns], meta: Mapping[str, Any]) -> Path:
     """Write a data set, each file through a temporary one beside it and ``os.replace``, ``meta.json`` last.
 
-    ``splits`` maps split names to columns (see ``pack``). Counts, elements, size range and the SHA-256 of each split are added to
-    ``meta``, in which ``name`` and ``kind`` (``molecule`` | ``crystal``) are required. Raises BadRequest when the folder is not writable.
+    ``splits`` maps split names to columns (see ``pack``). Counts, elements, size range and the SHA-256 of each split are added
+    to ``meta``, in which ``name`` and ``kind`` (``molecule`` | ``crystal``) are required. Raises BadRequest when the folder is
+    not writable.
     """
     folder = Path(folder)
     for key in ("name", "kind"):
@@ -206,8 +206,9 @@ class Store:
     def system(self, index: int) -> dict[str, Tensor]:
         """Return one physical system as tensors.
 
-        ``atom_types`` int64 [N] (atomic numbers), ``positions`` float32 [N, 3] or ``frac_coords`` and ``lattice``, ``charges`` int64
-        [N], ``bond_types`` int64 [N, N] (symmetric, kekulised order 0..3), ``id`` int64, ``property.NAME`` float32. Raises IndexError.
+        ``atom_types`` int64 [N] (atomic numbers), ``positions`` float32 [N, 3] or ``frac_coords`` and ``lattice``, ``charges``
+        int64 [N], ``bond_types`` int64 [N, N] (symmetric, kekulised order 0..3), ``id`` int64, ``property.NAME`` float32.
+        Raises IndexError.
         """
         if not -len(self) <= index < len(self):
             raise IndexError(f"system {index} of {len(self)}")
@@ -266,17 +267,11 @@ def _check(columns: Columns, what: str) -> None:
         "bond": int(columns["n_bonds"].sum()) if "n_bonds" in columns else 0,
     }
     for name, array in columns.items():
-        if name.startswith(PROPERTY):
-            scope, dtype, tail = "system", np.float32, ()
-        elif name in LAYOUT:
-            scope, dtype, tail = LAYOUT[name]
-        else:
-            raise ValueError(f"{what} have an unknown column {name!r} (known: {', '.join(_known())})")
-        if array.dtype != dtype or array.shape != (counts[scope], *tail):
-            raise ValueError(f"{what}: {name} is {array.dtype} {array.shape}, expected {np.dtype(dtype)} {(counts[scope], *tail)}")
+        if name not in LAYOUT and not name.startswith(PROPERTY):
+            raise ValueError(f"{what} have an unknown column {name!r} (known: {', '.join(LAYOUT)}, {PROPERTY}NAME)")
+        scope, dtype, tail = LAYOUT.get(name, ("system", np.float32, ()))
+        shape = (counts[scope], *tail)
+        if array.dtype != dtype or array.shape != shape:
+            raise ValueError(f"{what}: {name} is {array.dtype} {array.shape}, expected {np.dtype(dtype)} {shape}")
     if counts["system"] == 0 or int(columns["n_atoms"].min()) < 1:
         raise ValueError(f"{what} have no systems or a system without atoms")
-
-
-def _known() -> Iterable[str]:
-    return (*LAYOUT, PROPERTY + "NAME")
