@@ -1,1 +1,1 @@
-
+"""Samplers, time grids and the loop that runs them."""

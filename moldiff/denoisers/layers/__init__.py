@@ -1,1 +1,1 @@
-
+"""Building blocks that several denoisers share."""

@@ -1,0 +1,69 @@
+"""The Denoiser protocol, and the wrapper that makes one from a network and a diffusion."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from moldiff.core.batch import AtomBatch
+from moldiff.diffusion.joint import Diffusion
+
+
+class Denoiser(Protocol):
+    """Anything that predicts the clean fields of a noisy encoded batch.
+
+    ``xt`` noisy batch, ``t`` [S] in [0, 1], ``previous`` the last clean prediction (self-conditioning) or None. Returns an
+    AtomBatch with a value for each continuous field and logits for each categorical one. Guidance takes a Denoiser and
+    returns a Denoiser.
+    """
+
+    def __call__(self, xt: AtomBatch, t: Tensor, previous: AtomBatch | None = None) -> AtomBatch: ...
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a network is built for: the diffused categorical fields with (states in, classes out), and the conditions."""
+
+    categorical: dict[str, tuple[int, int]]
+    continuous: tuple[str, ...]
+    n_conditions: int = 0
+    max_atoms: int = 64
+
+    def states(self, name: str) -> int:
+        """Number of values that the noisy field can take."""
+        return self.categorical[name][0]
+
+    def classes(self, name: str) -> int:
+        """Number of classes to predict."""
+        return self.categorical[name][1]
+
+
+class NetworkDenoiser(nn.Module):
+    """A network with its diffusion's input scaling and output parameterisation: a Denoiser.
+
+    The network is an ``nn.Module`` called with (the scaled noisy batch, t, the scaled previous prediction or None) that
+    returns an AtomBatch of raw outputs; it needs to know no schedule.
+    """
+
+    def __init__(self, network: nn.Module, diffusion: Diffusion) -> None:
+        super().__init__()
+        self.network, self.diffusion = network, diffusion
+
+    def forward(self, xt: AtomBatch, t: Tensor, previous: AtomBatch | None = None) -> AtomBatch:
+        seen = self.diffusion.network_input(xt, t)
+        memory = None if previous is None else self.diffusion.self_condition(previous)
+        raw: Any = self.network(seen, t, memory)
+        return self.diffusion.to_clean(raw, xt, t)
+
+
+def n_parameters(module: nn.Module) -> int:
+    """Number of trainable numbers."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+def float32_everywhere(module: nn.Module) -> torch.dtype:
+    """The dtype of a module's parameters."""
+    return next(module.parameters()).dtype

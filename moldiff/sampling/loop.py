@@ -1,0 +1,75 @@
+"""The sampling loop: from the prior to clean systems with any sampler and any denoiser."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from moldiff.core.batch import AtomBatch
+from moldiff.core.rng import Streams
+from moldiff.denoisers.base import Denoiser
+from moldiff.diffusion.joint import Diffusion
+
+
+class Memory:
+    """A denoiser that remembers its last prediction and hands it back as self-conditioning; counts its calls."""
+
+    def __init__(self, denoiser: Denoiser, self_conditioning: bool = True) -> None:
+        self.denoiser, self.self_conditioning = denoiser, self_conditioning
+        self.previous: AtomBatch | None = None
+        self.calls = 0
+
+    def __call__(self, xt: AtomBatch, t: Tensor) -> AtomBatch:
+        """The clean prediction at t [S]."""
+        self.calls += 1
+        prediction = self.denoiser(xt, t, self.previous if self.self_conditioning else None)
+        self.previous = prediction
+        return prediction
+
+
+class Sampler(ABC):
+    """One way from t to s. A sampler keeps what it needs between steps in itself; ``start`` clears it."""
+
+    calls_per_step: int = 1
+
+    def start(self) -> None:
+        """Forget earlier runs."""
+        return
+
+    @abstractmethod
+    def step(
+        self, model: Memory, diffusion: Diffusion, xt: AtomBatch, t: Tensor, s: Tensor, rng: Streams
+    ) -> AtomBatch:
+        """x_s from x_t; t and s are [S]."""
+
+
+@torch.no_grad()
+def sample(
+    denoiser: Denoiser,
+    diffusion: Diffusion,
+    like: AtomBatch,
+    rng: Streams,
+    sampler: Sampler,
+    grid: Tensor,
+    self_conditioning: bool = True,
+    on_step: Callable[[int, int], None] | None = None,
+) -> AtomBatch:
+    """Draw one clean encoded system for each system of ``like``.
+
+    ``like`` gives the mask and the given fields; ``grid`` is decreasing times [T + 1] whose first is 1. The last entry is
+    where the final clean prediction is read, so T entries make T - 1 steps and one closing call. ``on_step(k, T)`` is
+    called after every step.
+    """
+    model = Memory(denoiser, self_conditioning)
+    sampler.start()
+    xt = diffusion.prior(like, rng)
+    times = grid.to(like.device)
+    ones = torch.ones(like.n_systems, device=like.device)
+    for k in range(len(times) - 1):
+        xt = sampler.step(model, diffusion, xt, times[k] * ones, times[k + 1] * ones, rng)
+        if on_step is not None:
+            on_step(k + 1, len(times) - 1)
+    return diffusion.finish(model(xt, times[-1] * ones), xt)
