@@ -18,7 +18,8 @@ class Entry:
 
     ``row`` counts the source's rows from 0, ``name`` is what people call it, ``id`` its number. Either ``numbers`` [N] with
     ``positions`` [N, 3] (Å), or ``smiles`` alone for a conformer to be made; ``bonds`` where the source gives them;
-    ``total_charge`` None where it is not known; ``properties`` by column; ``problem`` when the source could not read this row.
+    ``total_charge`` None where it is not known; ``properties`` by column; ``problem`` when the source could not read this
+    row.
     """
 
     row: int

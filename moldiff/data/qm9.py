@@ -45,7 +45,8 @@ def read_qm9_npz(path: str | Path) -> Iterator[Entry]:
     """Yield the molecules of one npz file.
 
     Arrays: ``gdb_id``, ``n_atoms``, ``smiles`` [M]; ``atomic_numbers`` [A] and ``positions`` [A, 3] (Å) concatenated; the
-    columns of ``PROPERTIES`` [M] where there are any. Raises BadRequest for a missing file, DamagedFile for one that is no such archive.
+    columns of ``PROPERTIES`` [M] where there are any. Raises BadRequest for a missing file, DamagedFile for one that is no
+    such archive.
     """
     path = Path(path)
     try:

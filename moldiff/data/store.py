@@ -67,9 +67,9 @@ def pack(systems: Sequence[Mapping[str, Any]]) -> Columns:
 def write_store(folder: str | Path, splits: Mapping[str, Columns], meta: Mapping[str, Any]) -> Path:
     """Write a data set, each file through a temporary one beside it and ``os.replace``, ``meta.json`` last.
 
-    ``splits`` maps split names to columns (see ``pack``). Counts, elements, size range and the SHA-256 of each split are added
-    to ``meta``, in which ``name`` and ``kind`` (``molecule`` | ``crystal``) are required. Raises BadRequest when the folder is
-    not writable.
+    ``splits`` maps split names to columns (see ``pack``). Counts, elements, size range and the SHA-256 of each split are
+    added to ``meta``, in which ``name`` and ``kind`` (``molecule`` | ``crystal``) are required. Raises BadRequest when the
+    folder is not writable.
     """
     folder = Path(folder)
     for key in ("name", "kind"):
@@ -206,9 +206,9 @@ class Store:
     def system(self, index: int) -> dict[str, Tensor]:
         """Return one physical system as tensors.
 
-        ``atom_types`` int64 [N] (atomic numbers), ``positions`` float32 [N, 3] or ``frac_coords`` and ``lattice``, ``charges``
-        int64 [N], ``bond_types`` int64 [N, N] (symmetric, kekulised order 0..3), ``id`` int64, ``property.NAME`` float32.
-        Raises IndexError.
+        ``atom_types`` int64 [N] (atomic numbers), ``positions`` float32 [N, 3] or ``frac_coords`` and ``lattice``,
+        ``charges`` int64 [N], ``bond_types`` int64 [N, N] (symmetric, kekulised order 0..3), ``id`` int64, ``property.NAME``
+        float32. Raises IndexError.
         """
         if not -len(self) <= index < len(self):
             raise IndexError(f"system {index} of {len(self)}")
