@@ -1,0 +1,168 @@
+"""What is known of real data offline: hashes of canonical SMILES, histograms, and the metrics of held-out real molecules."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moldiff.chem.bonds import Bonds
+from moldiff.data.entry import Entry
+from moldiff.errors import BadRequest, DamagedFile, unknown
+
+if TYPE_CHECKING:
+    from moldiff.data.store import Store
+
+FILE = "reference.safetensors"
+SHIPPED = Path(__file__).parent / "references"
+HASHES = "hashes"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The statistics of a data set that samples are compared with.
+
+    ``hashes`` int64 [K], sorted: 64-bit hashes of canonical SMILES; ``counts`` maps the name of a histogram to its counts
+    (see ``molecules.distributions``); ``data_row`` holds the metrics of held-out real molecules; ``name``, ``kind`` and
+    ``n_systems`` tell where it is from.
+    """
+
+    name: str
+    kind: str
+    n_systems: int
+    hashes: NDArray[np.int64]
+    counts: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+    data_row: Mapping[str, Any] = field(default_factory=dict)
+
+    def contains(self, smiles: Sequence[str]) -> NDArray[np.bool_]:
+        """Tell for each canonical SMILES whether the data set has it; wrong by a collision once in 10^14 look-ups."""
+        wanted = hash_texts(smiles)
+        if len(self.hashes) == 0:
+            return np.zeros(len(wanted), dtype=np.bool_)
+        place = np.searchsorted(self.hashes, wanted).clip(max=len(self.hashes) - 1)
+        return np.asarray(self.hashes[place] == wanted, dtype=np.bool_)
+
+    def with_data_row(self, data_row: Mapping[str, Any]) -> Reference:
+        """Return a copy that carries the metrics of real held-out data."""
+        return replace(self, data_row=dict(data_row))
+
+    def save(self, path: str | Path) -> Path:
+        """Write the reference as one safetensors file (a folder gets ``reference.safetensors``)."""
+        from safetensors.numpy import save
+
+        from moldiff.data.store import write_atomically
+
+        path = Path(path)
+        path = path / FILE if path.is_dir() or not path.suffix else path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {HASHES: self.hashes, **{f"counts.{name}": _thin(array) for name, array in self.counts.items()}}
+        head = {"name": self.name, "kind": self.kind, "n_systems": self.n_systems, "data_row": self.data_row}
+        write_atomically(path, save(tensors, metadata={"moldiff_reference": json.dumps(head, ensure_ascii=False)}))
+        return path
+
+
+def hash_texts(texts: Iterable[str]) -> NDArray[np.int64]:
+    """Hash texts to 64 bits (BLAKE2b), stored as int64 because safetensors files are read by more programs so."""
+    digests = b"".join(hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
+    return np.frombuffer(digests, dtype="<i8").astype(np.int64)
+
+
+def load_reference(name: str | Path) -> Reference:
+    """Load a reference by the name of one that ships, from a model folder, from a file, or (exactly) from a data set.
+
+    A folder that is a data set is read whole, which takes a minute for 100,000 molecules. Raises BadRequest for a name that is
+    none of these, DamagedFile for a file that is no reference.
+    """
+    path = Path(name)
+    if (path / "meta.json").is_file():
+        from moldiff.data.store import Store
+
+        return build_reference(Store(path, "train"))
+    for candidate in (path / FILE, path):
+        if candidate.is_file():
+            return _read(candidate)
+    shipped = SHIPPED / f"{name}.safetensors"
+    if shipped.is_file():
+        return _read(shipped)
+    raise unknown(
+        "reference", str(name), [p.stem for p in SHIPPED.glob("*.safetensors")] + ["PATH of a data set or reference file"]
+    )
+
+
+def entries_of(store: Store, indices: Iterable[int] | None = None) -> Iterator[Entry]:
+    """Yield the molecules of a store as entries with their bonds (all of them, or those of ``indices``)."""
+    import torch
+
+    z, x = store.tensor("atom_types"), store.tensor("positions")
+    q = store.tensor("charges") if "charges" in store.names else torch.zeros(len(z), dtype=torch.int8)
+    ids = store.tensor("id") if "id" in store.names else torch.arange(len(store))
+    offsets = store.atom_offsets.tolist()
+    for i in range(len(store)) if indices is None else indices:
+        part = slice(offsets[i], offsets[i + 1])
+        bonds = None
+        if "bond_types" in store.names:
+            pairs, types = store.bonds(i)
+            bonds = Bonds(pairs.numpy().astype(np.int16), types.numpy().astype(np.int8), q[part].numpy())
+        name = f"{store.meta['name']}_{int(ids[i])}"
+        yield Entry(row=i, name=name, id=int(ids[i]), numbers=z[part].numpy(), positions=x[part].numpy(), bonds=bonds)
+
+
+def build_reference(store: Store, out: str | Path | None = None, *, n_processes: int | None = None) -> Reference:
+    """Build the reference of a data set's split, and write it when ``out`` is given.
+
+    A molecule is known by two SMILES where they differ: that of its own bonds, and that of the bonds which RDKit perceives in
+    its coordinates. Without the second one, samples whose bonds must be perceived would look new when they are not.
+    """
+    from moldiff.evaluation.workers import map_items
+
+    if store.kind != "molecule":
+        raise BadRequest(f"{store.folder} holds {store.kind}s; this reference is made from molecules")
+    entries = list(entries_of(store))
+    known: set[str] = set()
+    for texts in map_items(_known_smiles, entries, n_processes=n_processes, failed=_nothing):
+        known.update(texts)
+    hashes = np.unique(hash_texts(sorted(known)))
+    reference = Reference(str(store.meta["name"]), store.kind, len(store), hashes)
+    if out is not None:
+        reference.save(out)
+    return reference
+
+
+def _known_smiles(entry: Entry) -> tuple[str, ...]:
+    from moldiff.evaluation.molecules.basic import judge
+
+    own = judge(entry)
+    perceived = judge(replace(entry, bonds=None, total_charge=own.charge))
+    return tuple({v.smiles for v in (own, perceived) if v.valid})
+
+
+def _nothing(entry: Entry, reason: str) -> tuple[str, ...]:
+    return ()
+
+
+def _thin(array: NDArray[np.int64]) -> NDArray[Any]:
+    """Take the narrowest integers that hold the counts: the file ships with every model."""
+    for kind in (np.uint8, np.int16, np.int32):
+        if array.max(initial=0) <= np.iinfo(kind).max:
+            return array.astype(kind)
+    return array
+
+
+def _read(path: Path) -> Reference:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            head = json.loads((file.metadata() or {})["moldiff_reference"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        hashes = tensors.pop(HASHES).astype(np.int64)
+        counts = {name.removeprefix("counts."): array.astype(np.int64) for name, array in tensors.items()}
+        return Reference(head["name"], head["kind"], int(head["n_systems"]), hashes, counts, head["data_row"])
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise DamagedFile(f"{path} is not a moldiff reference: {error}") from error
