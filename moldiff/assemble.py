@@ -1,0 +1,39 @@
+"""From settings to parts: the vocabulary, the diffusion, the denoiser."""
+
+from __future__ import annotations
+
+from moldiff.config import Config
+from moldiff.core.fields import field
+from moldiff.core.vocabulary import Vocabulary
+from moldiff.denoisers.base import NetworkDenoiser, Signature
+from moldiff.denoisers.registry import build_network
+from moldiff.diffusion.categorical import Categorical
+from moldiff.diffusion.joint import Diffusion
+from moldiff.diffusion.registry import build_diffusion
+
+
+def build_vocabulary(config: Config) -> Vocabulary:
+    """The model's classes of each categorical field."""
+    return Vocabulary(config.vocabulary)
+
+
+def signature_of(config: Config, diffusion: Diffusion, vocabulary: Vocabulary) -> Signature:
+    """What a network for these settings must take in and give out; given fields are taken in only."""
+    categorical = {}
+    for name in (*config.fields, *config.given):
+        if field(name).categorical:
+            process = diffusion.processes.get(name)
+            states = process.n_states if isinstance(process, Categorical) else vocabulary.size(name)
+            categorical[name] = (states, vocabulary.size(name))
+    continuous = tuple(name for name in (*config.fields, *config.given) if not field(name).categorical)
+    return Signature(categorical, continuous, len(config.conditions), config.max_atoms)
+
+
+def build_denoiser(config: Config) -> NetworkDenoiser:
+    """A denoiser with fresh weights for these settings."""
+    vocabulary = build_vocabulary(config)
+    fields = {name: options.model_dump() for name, options in config.fields.items()}
+    diffusion = build_diffusion(fields, vocabulary)
+    options = config.network.model_dump()
+    network = build_network(options.pop("name"), signature_of(config, diffusion, vocabulary), **options)
+    return NetworkDenoiser(network, diffusion)

@@ -1,0 +1,168 @@
+"""Every setting as a pydantic model; YAML in, YAML out. Names of parts are looked up in registries, never imported."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from moldiff.errors import BadRequest
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+
+class _Open(BaseModel):
+    """Options of a swappable part: checked by the part's own constructor, which names the wrong one."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class ScheduleConfig(_Open):
+    """A noise schedule by name, with its own options."""
+
+    name: str
+
+
+class FieldConfig(_Open):
+    """The process of one diffused field, with its own options."""
+
+    process: str
+    schedule: ScheduleConfig = ScheduleConfig(name="variance_exploding")
+
+
+class NetworkConfig(_Open):
+    """A denoiser network by name, with its own options."""
+
+    name: str = "thin_pair"
+
+
+class DataConfig(_Strict):
+    """Which prepared data set to train on."""
+
+    name: str
+    root: str | None = None
+    split: str = "train"
+    held_out: str = "val"
+
+
+class TrainingConfig(_Strict):
+    """How to train. Either limit ends the run and drives the fall of the learning rate."""
+
+    batch_size: int = Field(128, ge=1)
+    lr: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(1e-4, ge=0)
+    warmup: int = Field(500, ge=0)
+    decay_from: float = Field(0.4, ge=0, lt=1)
+    clip: float = Field(1.0, gt=0)
+    ema: float = Field(0.999, ge=0, lt=1)
+    self_conditioning: float = Field(0.5, ge=0, le=1)
+    condition_dropout: float = Field(0.12, ge=0, le=1)
+    max_steps: int | None = Field(None, ge=1)
+    max_minutes: float | None = Field(None, gt=0)
+    seed: int = 0
+    save_minutes: float = Field(5.0, gt=0)
+    sample_minutes: float | None = Field(10.0, gt=0)
+    n_monitor: int = Field(200, ge=1)
+    monitor_calls: int = Field(50, ge=2)
+    log_every: int = Field(50, ge=1)
+
+
+class SamplingConfig(_Strict):
+    """How to sample by default: ``steps`` network calls (for one-call samplers), on a named time grid."""
+
+    sampler: str = "ddpm"
+    options: dict[str, Any] = {}
+    steps: int = Field(100, ge=2)
+    grid: str = "uniform"
+    self_conditioning: bool = True
+    temperature: float = Field(1.0, gt=0)
+
+
+class Config(_Strict):
+    """One model: data, vocabulary, fields, network, training, sampling."""
+
+    name: str
+    kind: str = Field("molecule", pattern="^(molecule|crystal)$")
+    bonds: str = Field("generated", pattern="^(generated|edm|rdkit)$")
+    data: DataConfig
+    vocabulary: dict[str, list[int]]
+    fields: dict[str, FieldConfig]
+    given: list[str] = []
+    conditions: list[str] = []
+    network: NetworkConfig = NetworkConfig()
+    max_atoms: int = Field(64, ge=1)
+    training: TrainingConfig = TrainingConfig()
+    sampling: SamplingConfig = SamplingConfig()
+
+    def to_yaml(self) -> str:
+        """The settings as YAML, in the order of the models."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _keys_at(model: type[BaseModel], path: Sequence[int | str]) -> list[str]:
+    """The allowed keys of the settings model that a path inside it leads to."""
+    for key in path:
+        found = model.model_fields.get(str(key))
+        inner = found.annotation if found is not None else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        model = inner
+    return list(model.model_fields)
+
+
+def explain(error: ValidationError, source: str) -> BadRequest:
+    """One sentence a fault: where it is, what is wrong, and the nearest right key."""
+    parts = []
+    for item in error.errors():
+        path = ".".join(str(k) for k in item["loc"])
+        if item["type"] == "extra_forbidden":
+            known = _keys_at(Config, item["loc"][:-1])
+            near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
+            parts.append(f"unknown key {path!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        else:
+            parts.append(f"{path}: {item['msg'].lower()} (found {item.get('input')!r})")
+    return BadRequest(f"{source}: " + "; ".join(parts))
+
+
+def parse_config(values: dict[str, Any], source: str = "config") -> Config:
+    """Validate a nested mapping; a fault raises ``BadRequest`` naming the source, the key and the allowed values."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise explain(error, source) from None
+
+
+def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Set ``a.b.c=value`` (value read as YAML) in a nested mapping."""
+    for item in overrides:
+        path, equals, text = item.partition("=")
+        if not equals or not path:
+            raise BadRequest(f"--set takes KEY=VALUE, found {item!r}")
+        *parents, last = path.split(".")
+        place = values
+        for key in parents:
+            place = place.setdefault(key, {})
+            if not isinstance(place, dict):
+                raise BadRequest(f"--set {item}: {key!r} is a value, not a section")
+        place[last] = yaml.safe_load(text)
+    return values
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file, apply ``KEY=VALUE`` overrides and validate."""
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadRequest(f"no such settings file: {path}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise BadRequest(f"{path} is not readable YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(values, dict):
+        raise BadRequest(f"{path} holds no settings (expected a mapping)")
+    return parse_config(apply_overrides(values, overrides), str(path))

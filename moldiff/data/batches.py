@@ -1,0 +1,116 @@
+"""Size-bucketed training batches that are a pure function of (seed, step): exact resume needs only the step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from moldiff.core.batch import AtomBatch
+from moldiff.core.vocabulary import Vocabulary
+from moldiff.errors import BadRequest
+
+
+class BucketBatches:
+    """Batches of systems of one exact size, in a shuffled order that (seed, epoch) fixes.
+
+    ``columns`` are a store's tensors (see docs/architecture.md). ``batch(step)`` gives the encoded batch of a step; under
+    data parallelism rank r of R takes every R-th batch. Systems that do not fill a batch of their size are joined, epoch by
+    epoch, into smaller ones, so that every system is seen once an epoch.
+    """
+
+    def __init__(
+        self,
+        columns: Mapping[str, Tensor],
+        vocabulary: Vocabulary,
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        conditions: Sequence[str] = (),
+        fields: Sequence[str] = ("positions", "atom_types", "charges", "bond_types"),
+    ) -> None:
+        if batch_size < 1:
+            raise BadRequest(f"training.batch_size must be at least 1, found {batch_size}")
+        self.columns, self.vocabulary, self.batch_size = columns, vocabulary, batch_size
+        self.seed, self.rank, self.world = seed, rank, world
+        self.fields = tuple(fields)
+        self.sizes = columns["n_atoms"].to(torch.int64)
+        self.atom_start = self.sizes.cumsum(0) - self.sizes
+        if "bond_types" in self.fields:
+            counts = columns["n_bonds"].to(torch.int64)
+            self.n_bonds, self.bond_start = counts, counts.cumsum(0) - counts
+        missing = [c for c in conditions if f"property.{c}" not in columns]
+        if missing:
+            known = sorted(k.removeprefix("property.") for k in columns if k.startswith("property."))
+            raise BadRequest(f"the data has no column {missing[0]!r} (known: {', '.join(known) or 'none'})")
+        self.conditions = None
+        if conditions:
+            self.conditions = torch.stack([columns[f"property.{c}"].float() for c in conditions], -1)
+        self._epoch, self._plan = -1, [np.zeros(0, dtype=np.int64)]
+        self.per_epoch = len(self._make_plan(0))
+
+    def __len__(self) -> int:
+        """Number of systems."""
+        return len(self.sizes)
+
+    def _make_plan(self, epoch: int) -> list[np.ndarray]:
+        rng = np.random.default_rng([self.seed, epoch])
+        order = rng.permutation(len(self.sizes))
+        sizes = self.sizes.numpy()[order]
+        plan = []
+        for n in np.unique(sizes):
+            members = order[sizes == n]
+            plan += [members[k : k + self.batch_size] for k in range(0, len(members), self.batch_size)]
+        return [plan[k] for k in rng.permutation(len(plan))]
+
+    def indices(self, step: int) -> np.ndarray:
+        """The systems of one step (of this rank)."""
+        flat = step * self.world + self.rank
+        epoch, k = divmod(flat, self.per_epoch)
+        if epoch != self._epoch:
+            self._plan, self._epoch = self._make_plan(epoch), epoch
+        return self._plan[k]
+
+    def batch(self, step: int) -> AtomBatch:
+        """The encoded batch of one step: every system has the same size, so nothing is padded."""
+        return self.gather(torch.from_numpy(np.asarray(self.indices(step), dtype=np.int64)))
+
+    def gather(self, index: Tensor) -> AtomBatch:
+        """The encoded batch of the given systems, which must have one size."""
+        n = int(self.sizes[index[0]])
+        if bool((self.sizes[index] != n).any()):
+            raise ValueError("gather takes systems of one size")
+        atoms = self.atom_start[index][:, None] + torch.arange(n)
+        data: dict[str, Tensor] = {}
+        for name in self.fields:
+            if name == "bond_types":
+                data[name] = self._dense_bonds(index, n)
+            elif name == "lattice":
+                data[name] = self.columns[name][index].float()
+            else:
+                value = self.columns[name][atoms]
+                data[name] = value if value.is_floating_point() else value.to(torch.int64)
+        if self.conditions is not None:
+            data["conditions"] = self.conditions[index]
+        return self.vocabulary.encode(AtomBatch(torch.ones(len(index), n, dtype=torch.bool), data))
+
+    def _dense_bonds(self, index: Tensor, n: int) -> Tensor:
+        counts, starts = self.n_bonds[index], self.bond_start[index]
+        row = torch.repeat_interleave(torch.arange(len(index)), counts)
+        within = torch.arange(int(counts.sum())) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+        where = starts[row] + within
+        i, j = self.columns["bond_index"][where].to(torch.int64).unbind(-1)
+        order = self.columns["bond_types"][where].to(torch.int64)
+        dense = torch.zeros(len(index), n, n, dtype=torch.int64)
+        dense[row, i, j] = order
+        dense[row, j, i] = order
+        return dense
+
+
+def size_histogram(columns: Mapping[str, Tensor]) -> dict[int, int]:
+    """How many systems have each number of atoms."""
+    sizes, counts = columns["n_atoms"].unique(return_counts=True)
+    return dict(zip(sizes.tolist(), counts.tolist(), strict=True))

@@ -1,0 +1,126 @@
+"""The Lightning module: one training step of any denoiser on any diffusion."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import lightning
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from moldiff.core.batch import AtomBatch
+from moldiff.core.rng import Streams, stream_seed
+from moldiff.data.batches import BucketBatches
+from moldiff.denoisers.base import NetworkDenoiser
+from moldiff.training.ema import EMA
+
+
+@dataclass
+class TrainOptions:
+    """How to train; ``max_steps`` and ``max_minutes`` both end the run and drive the learning rate's fall."""
+
+    lr: float = 1e-3
+    weight_decay: float = 1e-4
+    warmup: int = 500
+    decay_from: float = 0.4
+    clip: float = 1.0
+    ema: float = 0.999
+    self_conditioning: float = 0.5
+    condition_dropout: float = 0.12
+    max_steps: int | None = None
+    max_minutes: float | None = None
+    seed: int = 0
+
+
+def learning_rate(step: int, progress: float, options: TrainOptions) -> float:
+    """Warm-up, a plateau, then a cosine from ``decay_from`` of the run to its end; ``progress`` in [0, 1]."""
+    warm = min(1.0, (step + 1) / max(1, options.warmup))
+    late = max(0.0, (min(progress, 1.0) - options.decay_from) / (1 - options.decay_from))
+    return options.lr * warm * (0.5 * (1 + math.cos(math.pi * late)) * 0.99 + 0.01)
+
+
+class StepData(Dataset[int]):
+    """The steps still to do; the batch itself is made in the module, on its rank."""
+
+    def __init__(self, start: int, stop: int) -> None:
+        self.start, self.stop = start, stop
+
+    def __len__(self) -> int:
+        return max(0, self.stop - self.start)
+
+    def __getitem__(self, k: int) -> int:
+        return self.start + k
+
+
+class DiffusionModule(lightning.LightningModule):
+    """Draw a time, noise a batch, denoise it (half of the time with self-conditioning), descend.
+
+    ``done`` counts optimiser steps over all resumes, ``elapsed`` seconds likewise. All randomness of a step comes from
+    (seed, step, rank), so nothing but the counter is needed to resume exactly.
+    """
+
+    def __init__(self, denoiser: NetworkDenoiser, batches: BucketBatches, options: TrainOptions) -> None:
+        super().__init__()
+        self.denoiser, self.batches, self.options = denoiser, batches, options
+        self.ema = EMA(denoiser, options.ema)
+        self.done, self.elapsed, self.seen = 0, 0.0, 0
+        self.recent: dict[str, float] = {}
+
+    @property
+    def progress(self) -> float:
+        """Share of the run that is over, by steps or by minutes, whichever is further."""
+        o = self.options
+        by_step = self.done / o.max_steps if o.max_steps else 0.0
+        by_time = self.elapsed / 60 / o.max_minutes if o.max_minutes else 0.0
+        return max(by_step, by_time)
+
+    def losses(self, x0: AtomBatch, rng: Streams) -> dict[str, Tensor]:
+        """Per-field losses of a clean encoded batch, [S] each."""
+        diffusion, p = self.denoiser.diffusion, self.options.self_conditioning
+        t = rng.times(x0.n_systems, x0.device).clamp(1e-4, 1.0)
+        xt = diffusion.noise(x0, t, rng)
+        coins = torch.rand(2 + x0.n_systems, generator=rng.shared).tolist()
+        if "conditions" in x0:
+            drop = torch.tensor(coins[2:], device=x0.device) < self.options.condition_dropout
+            xt = xt.replace(conditions=torch.where(drop[:, None], torch.nan, xt.conditions))
+        previous = None
+        if coins[0] < p:
+            with torch.no_grad():
+                previous = self.denoiser(xt, t)
+        return diffusion.loss(self.denoiser(xt, t, previous), x0, xt, t)
+
+    def training_step(self, step: Tensor, batch_index: int) -> Tensor:
+        index = int(step)
+        x0 = self.batches.batch(index).to(self.device)
+        rng = Streams.single(stream_seed(self.options.seed + 1, index * self.batches.world + self.batches.rank))
+        losses = self.losses(x0, rng)
+        total = self.denoiser.diffusion.total(losses).mean()
+        self.seen += x0.n_systems * self.batches.world
+        self.recent = {k: float(v.detach().mean()) for k, v in losses.items()} | {"loss": float(total.detach())}
+        return total
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        rate = learning_rate(self.done, self.progress, self.options)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        norm = torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), self.options.clip)
+        self.recent["grad_norm"], self.recent["lr"] = float(norm), rate
+        if not math.isfinite(self.recent["grad_norm"]):
+            optimizer.zero_grad()  # a non-finite gradient spoils one step, not the run
+
+    def on_train_batch_end(self, outputs: object, batch: object, batch_idx: int) -> None:
+        self.done += 1
+        self.ema.update(self.denoiser, self.done)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        o = self.options
+        decayed = [p for p in self.denoiser.parameters() if p.dim() >= 2]
+        plain = [p for p in self.denoiser.parameters() if p.dim() < 2]
+        groups = [{"params": decayed, "weight_decay": o.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        return torch.optim.AdamW(groups, lr=o.lr, betas=(0.9, 0.98))
+
+    def train_dataloader(self) -> DataLoader[int]:
+        stop = self.options.max_steps if self.options.max_steps else self.done + 10**9
+        return DataLoader(StepData(self.done, stop), batch_size=None)
