@@ -15,10 +15,14 @@ from moldiff.errors import unknown
 
 
 def draw_classes(probabilities: Tensor, u: Tensor) -> Tensor:
-    """Classes by inverse transform: probabilities [..., C] (need not sum to 1), u [...] uniform; int64 [...]."""
+    """Classes by inverse transform: probabilities [..., C] (need not sum to 1), u [...] uniform; int64 [...].
+
+    A class of probability 0 is never drawn, not even at u = 0 or where rounding lifts u to the top.
+    """
     cumulative = probabilities.cumsum(-1)
-    index = (cumulative < u[..., None] * cumulative[..., -1:]).sum(-1)
-    return index.clamp_max(probabilities.shape[-1] - 1)
+    total = cumulative[..., -1:]
+    level = torch.minimum(u[..., None] * total, torch.nextafter(total, torch.zeros_like(total)))
+    return (cumulative <= level).sum(-1).clamp_max(probabilities.shape[-1] - 1)
 
 
 class Categorical(Process):
@@ -29,6 +33,8 @@ class Categorical(Process):
     ``resample`` draws x_0 from the prediction and noises it anew to s. The loss is cross-entropy, weighted by
     min(``max_weight``, 1 / (1 - keep)).
     """
+
+    continuous = False
 
     def __init__(
         self,
@@ -46,6 +52,11 @@ class Categorical(Process):
             raise unknown("step rule", rule, ("posterior", "resample"))
         self.name, self.schedule, self.n_classes = name, schedule, n_classes
         self.prior_kind, self.rule, self.weight, self.max_weight = prior_kind, rule, weight, max_weight
+
+    @property
+    def reversible(self) -> bool:  # type: ignore[override]
+        """True for the posterior rule; ``resample`` forgets x_t once it has drawn x_0."""
+        return self.rule == "posterior"
 
     @property
     def n_states(self) -> int:
@@ -67,6 +78,12 @@ class Categorical(Process):
     def _corrupt(self, value: Tensor, t: Tensor, like: AtomBatch, rng: Streams) -> Tensor:
         replace = rng.uniform(like, self.name) >= per_system(self.schedule.keep(t), value)
         return self._mask(torch.where(replace, self._replacement(like, rng), value), like)
+
+    def renoise(self, xt: AtomBatch, t: Tensor, u: Tensor, rng: Streams) -> Tensor:
+        value = xt.data[self.name]
+        survival = self.schedule.keep(u) / self.schedule.keep(t).clamp_min(1e-12)
+        replace = rng.uniform(xt, self.name) >= per_system(survival, value)
+        return self._mask(torch.where(replace, self._replacement(xt, rng), value), xt)
 
     def noise(self, x0: AtomBatch, t: Tensor, rng: Streams) -> Tensor:
         return self._corrupt(x0.data[self.name], t, x0, rng)
@@ -111,6 +128,10 @@ class Categorical(Process):
 
     def finish(self, prediction: Tensor, batch: AtomBatch) -> Tensor:
         return self._mask(prediction.argmax(-1), batch)
+
+    def blend(self, first: Tensor, second: Tensor, weight: Tensor) -> Tensor:
+        """Logits are probabilities, not a velocity: nothing to extrapolate, so ``first`` stands."""
+        return first
 
     def self_condition(self, prediction: Tensor) -> Tensor:
         return prediction.float().softmax(-1)

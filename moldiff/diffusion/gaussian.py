@@ -61,8 +61,9 @@ class Gaussian(Process):
     """x_t = alpha x_0 + sigma scale eps.
 
     ``scale`` is the data's spread in the field's unit: noise is multiplied by it and the network sees the field divided by it.
-    ``zero_mean`` keeps noise in the subspace of zero centre of mass (positions). The loss is the squared error of x_0 in
-    units of ``scale``, weighted by 1 + signal-to-noise (which is 1/c_out^2), at most ``max_weight``.
+    ``zero_mean`` keeps everything in the subspace of zero centre of mass (positions). The loss is the squared error of x_0 in
+    units of ``scale``, weighted by 1 + signal-to-noise (which is 1/c_out^2), at most ``max_weight``; with ``eps`` by
+    signal-to-noise alone, which makes it the plain squared error of eps (Ho et al. 2020).
     """
 
     def __init__(
@@ -83,9 +84,23 @@ class Gaussian(Process):
     def _factors(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         return per_system(self.schedule.alpha(t), like), per_system(self.schedule.sigma(t), like)
 
-    def draw(self, like: AtomBatch, rng: Streams, tail: tuple[int, ...] | None = None) -> Tensor:
+    def clean(self, x0: AtomBatch) -> Tensor:
+        """The continuous clean value that noise is added to and that the loss compares with."""
+        value = x0.data[self.name]
+        return center(value, x0.mask) if self.zero_mean else value
+
+    def _inside(self, value: Tensor, like: AtomBatch) -> Tensor:
+        """Zero on padding and, where asked, zero mean: holds x_t in its subspace whatever the denoiser says."""
+        if self.zero_mean:
+            return center(value, like.mask)
+        if field(self.name).scope == "system":
+            return value
+        m = like.scope_mask(self.name)
+        return torch.where(m.reshape(*m.shape, *[1] * (value.dim() - m.dim())), value, torch.zeros_like(value))
+
+    def draw(self, like: AtomBatch, rng: Streams) -> Tensor:
         """Unit noise for the field, in the zero-mean subspace where asked."""
-        eps = rng.normal(like, self.name, tail)
+        eps = rng.normal(like, self.name)
         return center(eps, like.mask) if self.zero_mean else eps
 
     def prior(self, like: AtomBatch, rng: Streams) -> Tensor:
@@ -93,11 +108,17 @@ class Gaussian(Process):
         return eps * per_system(self.schedule.sigma(torch.ones(like.n_systems, device=like.device)), eps) * self.scale
 
     def noise(self, x0: AtomBatch, t: Tensor, rng: Streams) -> Tensor:
-        value = x0.data[self.name]
-        if self.zero_mean:
-            value = center(value, x0.mask)
+        value = self.clean(x0)
         alpha, sigma = self._factors(t, value)
         return alpha * value + sigma * self.scale * self.draw(x0, rng)
+
+    def renoise(self, xt: AtomBatch, t: Tensor, u: Tensor, rng: Streams) -> Tensor:
+        value = xt.data[self.name]
+        alpha_t, sigma_t = self._factors(t, value)
+        alpha_u, sigma_u = self._factors(u, value)
+        shrink = alpha_u / alpha_t
+        added = (sigma_u.square() - (shrink * sigma_t).square()).clamp_min(0).sqrt()
+        return shrink * value + added * self.scale * self.draw(xt, rng)
 
     def network_input(self, xt: AtomBatch, t: Tensor) -> Tensor:
         """x_t brought to unit spread at every t."""
@@ -123,10 +144,7 @@ class Gaussian(Process):
         return prediction / self.scale
 
     def loss(self, prediction: Tensor, x0: AtomBatch, xt: AtomBatch, t: Tensor) -> Tensor:
-        target = x0.data[self.name]
-        if self.zero_mean:
-            target = center(target, x0.mask)
-        error = ((prediction - target) / self.scale).square()
+        error = ((prediction - self.clean(x0)) / self.scale).square()
         if field(self.name).scope != "system":
             m = x0.scope_mask(self.name)
             m = m.reshape(*m.shape, *[1] * (error.dim() - m.dim())).expand_as(error)
@@ -134,18 +152,20 @@ class Gaussian(Process):
         else:
             mean = error.flatten(1).mean(1)
         snr = 1 / self.schedule.ratio(t).square()
-        return mean * (1 + snr).clamp_max(self.max_weight)
+        weight = snr if self.parameterization == "eps" else 1 + snr
+        return mean * weight.clamp_max(self.max_weight)
 
     def step(
         self, xt: AtomBatch, prediction: Tensor, t: Tensor, s: Tensor, rng: Streams, eta: float = 1.0
     ) -> Tensor:
-        """DDIM's family (Song et al. 2021) for any schedule: eta 0 the ODE, eta 1 the ancestral posterior."""
+        """DDIM's family (Song et al. 2021) for any schedule: eta 0 the ODE, 1 the ancestral posterior, above 1 more fresh noise."""
         value = xt.data[self.name]
+        prediction = self._inside(prediction, xt)
         alpha_t, sigma_t = self._factors(t, value)
         alpha_s, sigma_s = self._factors(s, value)
         eps = eps_from_x0(prediction, value, alpha_t, sigma_t)
         drop = (alpha_t / alpha_s * sigma_s / sigma_t).square()
-        fresh = eta * sigma_s * (1 - drop).clamp_min(0).sqrt()
+        fresh = torch.minimum(eta * sigma_s * (1 - drop).clamp_min(0).sqrt(), sigma_s)
         stay = (sigma_s.square() - fresh.square()).clamp_min(0).sqrt()
         x = alpha_s * prediction + stay * eps
         if eta > 0:
@@ -153,4 +173,4 @@ class Gaussian(Process):
         return x
 
     def finish(self, prediction: Tensor, batch: AtomBatch) -> Tensor:
-        return prediction
+        return self._inside(prediction, batch)

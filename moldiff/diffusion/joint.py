@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from moldiff.core.batch import AtomBatch
 from moldiff.core.rng import Streams
 from moldiff.diffusion.process import Process
+from moldiff.diffusion.schedules import Schedule
 
 
 class Diffusion:
@@ -17,6 +18,22 @@ class Diffusion:
 
     def __init__(self, processes: Mapping[str, Process]) -> None:
         self.processes = dict(processes)
+
+    @property
+    def continuous(self) -> tuple[str, ...]:
+        """The diffused fields whose predictions are values."""
+        return tuple(name for name, p in self.processes.items() if p.continuous)
+
+    @property
+    def categorical(self) -> tuple[str, ...]:
+        """The diffused fields whose predictions are logits."""
+        return tuple(name for name, p in self.processes.items() if not p.continuous)
+
+    @property
+    def schedule(self) -> Schedule:
+        """The schedule by which grids and churn measure noise: that of the first continuous field, else of the first field."""
+        name = (*self.continuous, *self.processes)[0]
+        return self.processes[name].schedule
 
     def prior(self, like: AtomBatch, rng: Streams) -> AtomBatch:
         """A draw at t = 1 for the systems of ``like`` (its mask and its given fields are kept)."""
@@ -51,6 +68,22 @@ class Diffusion:
             if only is None or name in only
         }
         return xt.replace(**moved)
+
+    def renoise(self, xt: AtomBatch, t: Tensor, u: Tensor, rng: Streams) -> AtomBatch:
+        """x_u of a batch that stands at t <= u."""
+        return xt.replace(**{name: p.renoise(xt, t, u, rng) for name, p in self.processes.items()})
+
+    def blend(self, first: AtomBatch, second: AtomBatch, weight: Callable[[Schedule], Tensor]) -> AtomBatch:
+        """first + weight (second - first) of two clean predictions; ``weight`` gives [S] for a field's schedule.
+
+        Only values are blended: logits stay those of ``first``.
+        """
+        return first.replace(
+            **{
+                name: p.blend(first.data[name], second.data[name], weight(p.schedule))
+                for name, p in self.processes.items()
+            }
+        )
 
     def finish(self, prediction: AtomBatch, xt: AtomBatch) -> AtomBatch:
         """The clean batch that a prediction stands for; given fields come from ``xt``."""

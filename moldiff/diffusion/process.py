@@ -25,6 +25,10 @@ class Process(ABC):
     name: str
     schedule: Schedule
     weight: float
+    continuous: bool = True
+    """Whether predictions are values (moved without a draw at eta 0) rather than logits of classes."""
+    reversible: bool = True
+    """Whether a step at eta 1 is the exact reverse of ``renoise``, so that (x_s, x_t) is distributed as in noising."""
 
     @abstractmethod
     def prior(self, like: AtomBatch, rng: Streams) -> Tensor:
@@ -45,6 +49,10 @@ class Process(ABC):
         """A draw of x_s (s <= t) given x_t and the clean prediction; eta 0 is deterministic, 1 ancestral."""
 
     @abstractmethod
+    def renoise(self, xt: AtomBatch, t: Tensor, u: Tensor, rng: Streams) -> Tensor:
+        """A draw of x_u (u >= t) given x_t: noising carried on from where it stands."""
+
+    @abstractmethod
     def finish(self, prediction: Tensor, batch: AtomBatch) -> Tensor:
         """The clean value that a prediction stands for (the mode, for classes)."""
 
@@ -59,3 +67,7 @@ class Process(ABC):
     def self_condition(self, prediction: Tensor) -> Tensor:
         """What the network sees of its own previous clean prediction."""
         return prediction
+
+    def blend(self, first: Tensor, second: Tensor, weight: Tensor) -> Tensor:
+        """first + weight (second - first) of two clean predictions, weight [S]: what higher-order samplers step with."""
+        return first + per_system(weight, first) * (second - first)

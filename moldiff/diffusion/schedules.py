@@ -59,18 +59,20 @@ class Cosine(Schedule):
 
 
 class Polynomial(Schedule):
-    """Variance preserving, alpha = (1 - 2s)(1 - t^2) + s (Hoogeboom et al. 2022, EDM)."""
+    """Variance preserving, alpha^2 = (1 - 2s)(1 - t^power)^2 + s (Hoogeboom et al. 2022, EDM; s is their precision)."""
 
     def __init__(self, power: float = 2.0, precision: float = 1e-5) -> None:
         self.power, self.precision = power, precision
 
     def alpha(self, t: Tensor) -> Tensor:
-        # EDM defines alpha^2 this way; its precision keeps both ends away from 0 and 1
-        squared = (1 - 2 * self.precision) * (1 - t.clamp(0, 1) ** self.power).square() + self.precision
-        return squared.sqrt()
+        # EDM's code squares its polynomial; the precision keeps both ends away from 0 and 1
+        kept = (1 - t.clamp(0, 1) ** self.power).square()
+        return ((1 - 2 * self.precision) * kept + self.precision).sqrt()
 
     def sigma(self, t: Tensor) -> Tensor:
-        return (1 - self.alpha(t).square()).clamp_min(self.precision).sqrt()
+        # 1 - alpha^2 written out: the difference of two numbers near 1 would lose its digits as t goes to 0
+        u = t.clamp(0, 1) ** self.power
+        return ((1 - 2 * self.precision) * u * (2 - u) + self.precision).sqrt()
 
 
 class Linear(Schedule):

@@ -31,12 +31,16 @@ class Memory:
 
 
 class Sampler(ABC):
-    """One way from t to s. A sampler keeps what it needs between steps in itself; ``start`` clears it."""
+    """One way from t to s. A sampler keeps what it needs between steps in itself; ``start`` clears it.
+
+    ``order`` is the power of the step with which the error of its deterministic part falls.
+    """
 
     calls_per_step: int = 1
+    order: int = 1
 
-    def start(self) -> None:
-        """Forget earlier runs."""
+    def start(self, n_steps: int) -> None:
+        """Forget earlier runs; ``n_steps`` steps will follow."""
         return
 
     @abstractmethod
@@ -56,16 +60,17 @@ def sample(
     grid: Tensor,
     self_conditioning: bool = True,
     on_step: Callable[[int, int], None] | None = None,
+    start: AtomBatch | None = None,
 ) -> AtomBatch:
     """Draw one clean encoded system for each system of ``like``.
 
-    ``like`` gives the mask and the given fields; ``grid`` is decreasing times [T + 1] whose first is 1. The last entry is
-    where the final clean prediction is read, so T entries make T - 1 steps and one closing call. ``on_step(k, T)`` is
-    called after every step.
+    ``like`` gives the mask and the given fields; ``grid`` is T decreasing times whose first is 1. The last is where the
+    final clean prediction is read, so T entries make T - 1 steps and one closing call. ``start`` is a state at the grid's
+    first time, which may then be earlier than 1; without it the prior is drawn. ``on_step(k, T - 1)`` is called after each step.
     """
     model = Memory(denoiser, self_conditioning)
-    sampler.start()
-    xt = diffusion.prior(like, rng)
+    sampler.start(len(grid) - 1)
+    xt = diffusion.prior(like, rng) if start is None else start
     times = grid.to(like.device)
     ones = torch.ones(like.n_systems, device=like.device)
     for k in range(len(times) - 1):
