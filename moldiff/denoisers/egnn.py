@@ -1,0 +1,148 @@
+"""EGNN as in EDM: the equivariant graph network on which diffusion of molecules began.
+
+Satorras et al. 2021 (E(n)-equivariant graph networks) in the form of Hoogeboom et al. 2022 (EDM). The defaults are EDM's for
+QM9: 9 layers of 256 channels, 5.3 million parameters.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from moldiff.core.batch import AtomBatch
+from moldiff.core.geometry import center, pair_vectors
+from moldiff.denoisers.base import Signature
+from moldiff.denoisers.layers.classes import AtomLogits, ClassInputs, condition_features, require_positions
+
+
+class PairLinear(nn.Module):
+    """A linear layer on [h_i, h_j, e_ij] of all pairs, computed without building that tensor.
+
+    W [h_i, h_j, e_ij] = A h_i + B h_j + C e_ij: two products over N atoms and a thin one over N^2 pairs give the same numbers
+    as one wide product over N^2 pairs.
+    """
+
+    def __init__(self, width: int, n_edge: int, n_out: int) -> None:
+        super().__init__()
+        self.width = width
+        self.linear = nn.Linear(2 * width + n_edge, n_out)
+
+    def forward(self, h: Tensor, e: Tensor) -> Tensor:
+        """h [S, N, width], e [S, N, N, n_edge] -> [S, N, N, n_out]."""
+        first, second, edge = self.linear.weight.split([self.width, self.width, e.shape[-1]], 1)
+        here, there = F.linear(h, first, self.linear.bias), F.linear(h, second)
+        return F.linear(e, edge).add_(here[:, :, None]).add_(there[:, None])
+
+
+class EGNNLayer(nn.Module):
+    """Messages between all pairs, then nodes, then coordinates."""
+
+    def __init__(
+        self,
+        width: int,
+        n_edge: int,
+        n_sets: int,
+        attention: bool,
+        use_tanh: bool,
+        coordinate_range: float,
+        normalization: float,
+    ) -> None:
+        super().__init__()
+        self.use_tanh, self.coordinate_range, self.normalization = use_tanh, coordinate_range, normalization
+        self.n_sets = n_sets
+        self.edge_in = PairLinear(width, n_edge, width)
+        self.edge_out = nn.Linear(width, width)
+        self.gate = nn.Linear(width, 1) if attention else None
+        self.node_in = nn.Linear(2 * width, width)
+        self.node_out = nn.Linear(width, width)
+        self.move_in = PairLinear(width, n_edge, width)
+        self.move_hidden = nn.Linear(width, width)
+        self.move_out = nn.Linear(width, n_sets, bias=False)
+        # coordinates must move little at first: updates of n_layers layers add up
+        nn.init.xavier_uniform_(self.move_out.weight, gain=0.001)
+
+    def forward(self, h: Tensor, x: Tensor, fixed: Tensor, sets: Tensor, pair_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """h [S, N, C], x [S, N, 3], fixed [S, N, N, E], sets [S, N, M, 3] further coordinates, pair_mask [S, N, N, 1].
+
+        Returns h, the step that x makes and the messages [S, N, N, C].
+        """
+        difference = pair_vectors(torch.cat([x[:, :, None], sets], 2))
+        square = difference.square().sum(-1)
+        e = torch.cat([square[..., :1], fixed], -1)
+        message = F.silu(self.edge_out(F.silu(self.edge_in(h, e))))
+        if self.gate is not None:
+            message = message * self.gate(message).sigmoid()
+        message = message * pair_mask
+        heard = message.sum(2) / self.normalization
+        h = h + self.node_out(F.silu(self.node_in(torch.cat([h, heard], -1))))
+        weight = self.move_out(F.silu(self.move_hidden(F.silu(self.move_in(h, e)))))
+        if self.use_tanh:
+            weight = weight.tanh() * self.coordinate_range
+        # one more in the divisor keeps pairs that nearly touch from throwing each other away
+        weight = weight * pair_mask / ((square + 1e-8).sqrt() + 1)
+        move = torch.einsum("sijm,sijmx->six", weight, difference)
+        return h, move / self.normalization, message
+
+
+class EGNN(nn.Module):
+    """The network: scaled noisy batch, t and scaled previous prediction -> raw positions (the displacement) and logits.
+
+    Hoogeboom et al. 2022, appendix C. E(3)-equivariant and unchanged by translation. ``normalization`` divides every sum over
+    neighbours (EDM: 1 for QM9, 100 for GEOM-Drugs); ``coordinate_range`` bounds one layer's step along a pair when ``use_tanh``
+    is set, over ``n_layers`` layers together. Two things go beyond EDM and leave its network as it is when they are off:
+    ``self_conditioning`` adds the previous prediction's classes, distances and pair directions, and a signature with
+    ``bond_types`` adds bond features to the pairs and a head on the last layer's messages.
+    """
+
+    def __init__(
+        self,
+        signature: Signature,
+        width: int = 256,
+        n_layers: int = 9,
+        attention: bool = True,
+        use_tanh: bool = True,
+        coordinate_range: float = 15.0,
+        normalization: float = 1.0,
+        self_conditioning: bool = False,
+    ) -> None:
+        super().__init__()
+        require_positions(signature, "egnn")
+        self.signature, self.self_conditioning = signature, self_conditioning
+        self.inputs = ClassInputs(signature, self_conditioning)
+        n_node = self.inputs.node_width + 1 + 2 * signature.n_conditions + self_conditioning
+        n_edge = 2 + self.inputs.pair_width + self_conditioning
+        n_sets = 2 if self_conditioning else 1
+        self.node_in = nn.Linear(n_node, width)
+        self.layers = nn.ModuleList(
+            EGNNLayer(width, n_edge, n_sets, attention, use_tanh, coordinate_range / n_layers, normalization)
+            for _ in range(n_layers)
+        )
+        self.atom_logits = AtomLogits(signature, width)
+        if self.inputs.with_bonds:
+            self.bond_hidden = nn.Linear(width, width)
+            self.bond_out = nn.Linear(width, signature.classes("bond_types"))
+
+    def forward(self, seen: AtomBatch, t: Tensor, memory: AtomBatch | None = None) -> AtomBatch:
+        """seen and memory as ``NetworkDenoiser`` gives them, t [S] -> raw outputs."""
+        mask, start = seen.mask, seen.positions
+        pair_mask = seen.pair_mask[..., None].to(start.dtype)
+        system = torch.cat([t[:, None].to(start.dtype), condition_features(seen, self.signature.n_conditions)], -1)
+        nodes = [*self.inputs.nodes(seen, memory), system[:, None].expand(-1, seen.n_max, -1)]
+        fixed = [pair_vectors(start).square().sum(-1, keepdim=True), *self.inputs.pairs(seen, memory)]
+        sets = start.new_zeros(*start.shape[:2], 0, 3)
+        if self.self_conditioning:
+            nodes.append(start.new_full((*start.shape[:2], 1), float(memory is not None)))
+            old = torch.zeros_like(start) if memory is None else memory.positions
+            fixed.append(pair_vectors(old).square().sum(-1, keepdim=True))
+            sets = old[:, :, None]
+        h, edges, moved = self.node_in(torch.cat(nodes, -1)), torch.cat(fixed, -1), torch.zeros_like(start)
+        message = edges
+        for layer in self.layers:
+            h, step, message = layer(h, start + moved, edges, sets, pair_mask)
+            moved = moved + step  # summed apart from start, so that small displacements keep their digits
+        out = {"positions": center(moved, mask), **self.atom_logits(h, mask)}
+        if self.inputs.with_bonds:
+            both = message + message.transpose(1, 2)
+            out["bond_types"] = self.bond_out(F.silu(self.bond_hidden(both))) * pair_mask
+        return AtomBatch(mask, out)
