@@ -18,6 +18,8 @@ from moldiff.errors import BadRequest, DamagedFile, unknown
 
 if TYPE_CHECKING:
     from moldiff.data.store import Store
+    from moldiff.evaluation.molecules.distributions import Profile
+    from moldiff.evaluation.parallel import Progress
 
 FILE = "reference.safetensors"
 SHIPPED = Path(__file__).parent / "references"
@@ -113,37 +115,45 @@ def entries_of(store: Store, indices: Iterable[int] | None = None) -> Iterator[E
         yield Entry(row=i, name=name, id=int(ids[i]), numbers=z[part].numpy(), positions=x[part].numpy(), bonds=bonds)
 
 
-def build_reference(store: Store, out: str | Path | None = None, *, n_processes: int | None = None) -> Reference:
+def build_reference(
+    store: Store, out: str | Path | None = None, *, n_processes: int | None = None, progress: Progress | None = None
+) -> Reference:
     """Build the reference of a data set's split, and write it when ``out`` is given.
 
     A molecule is known by two SMILES where they differ: that of its own bonds, and that of the bonds which RDKit perceives in
     its coordinates. Without the second one, samples whose bonds must be perceived would look new when they are not.
     """
-    from moldiff.evaluation.workers import map_items
+    from moldiff.evaluation.molecules.distributions import add_profile
+    from moldiff.evaluation.parallel import map_items
 
     if store.kind != "molecule":
         raise BadRequest(f"{store.folder} holds {store.kind}s; this reference is made from molecules")
-    entries = list(entries_of(store))
     known: set[str] = set()
-    for texts in map_items(_known_smiles, entries, n_processes=n_processes, failed=_nothing):
-        known.update(texts)
+    counts: dict[str, NDArray[np.int64]] = {}
+
+    def add(index: int, result: tuple[tuple[str, ...], Profile]) -> None:
+        known.update(result[0])
+        add_profile(counts, result[1])
+
+    map_items(_learn, list(entries_of(store)), _nothing, n_processes=n_processes, progress=progress, done=add)
     hashes = np.unique(hash_texts(sorted(known)))
-    reference = Reference(str(store.meta["name"]), store.kind, len(store), hashes)
+    reference = Reference(str(store.meta["name"]), store.kind, len(store), hashes, counts)
     if out is not None:
         reference.save(out)
     return reference
 
 
-def _known_smiles(entry: Entry) -> tuple[str, ...]:
+def _learn(entry: Entry) -> tuple[tuple[str, ...], Profile]:
     from moldiff.evaluation.molecules.basic import judge
+    from moldiff.evaluation.molecules.sets import examine
 
-    own = judge(entry)
-    perceived = judge(replace(entry, bonds=None, total_charge=own.charge))
-    return tuple({v.smiles for v in (own, perceived) if v.valid})
+    own = examine(entry)
+    perceived = judge(replace(entry, bonds=None, total_charge=own.verdict.charge))
+    return tuple({v.smiles for v in (own.verdict, perceived) if v.valid}), own.profile
 
 
-def _nothing(entry: Entry, reason: str) -> tuple[str, ...]:
-    return ()
+def _nothing(entry: Entry, reason: str) -> tuple[tuple[str, ...], Profile]:
+    return (), {}
 
 
 def _thin(array: NDArray[np.int64]) -> NDArray[Any]:

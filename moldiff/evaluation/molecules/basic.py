@@ -14,9 +14,11 @@ from moldiff.chem.edm import edm_bond_orders, edm_stable_atoms
 from moldiff.chem.molecules import build_molecule, canonical_smiles, formula, n_fragments, n_radicals, raw_molecule
 from moldiff.chem.valence import stable_atoms
 from moldiff.data.entry import Entry
-from moldiff.evaluation.workers import Progress, map_items
+from moldiff.evaluation.parallel import Progress, map_items
 
 if TYPE_CHECKING:
+    from rdkit.Chem import Mol
+
     from moldiff.evaluation.reference import Reference
 
 BondSource = Literal["given", "perceived", "none"]
@@ -63,6 +65,15 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class Judged:
+    """A verdict with what it rests on: ``bonds`` given or perceived, and the sanitised RDKit ``mol``, None where there is none."""
+
+    verdict: Verdict
+    bonds: Bonds | None = None
+    mol: Mol | None = None
+
+
+@dataclass(frozen=True)
 class BasicResult:
     """The verdicts in the order of the samples, and the rates of the whole set by name (see docs/evaluation.md)."""
 
@@ -81,7 +92,7 @@ def evaluate_basic(
 
     ``reference`` adds novelty. Runs in this process for small sets, otherwise over ``n_processes`` (default: all cores).
     """
-    verdicts = map_items(judge, list(entries), n_processes=n_processes, failed=_crashed, progress=progress)
+    verdicts = map_items(judge, list(entries), crashed, n_processes=n_processes, progress=progress)
     verdicts = mark_repeats(verdicts, reference)
     return BasicResult(verdicts, rates(verdicts))
 
@@ -120,23 +131,27 @@ def judge(entry: Entry) -> Verdict:
     Bonds that are not given are perceived for the entry's total charge, and 0 where that is unknown: a generated molecule that
     only works as an ion is a failure, not an ion.
     """
+    return judged(entry).verdict
+
+
+def judged(entry: Entry) -> Judged:
+    """Judge one molecule as ``judge`` does, and keep its bonds and its RDKit molecule."""
     if entry.problem:
-        return Verdict(entry.name, n_atoms=0 if entry.numbers is None else len(entry.numbers), reason=entry.problem)
+        return Judged(crashed(entry, entry.problem))
     if entry.numbers is None:
         return _judge_smiles(entry)
     z = np.asarray(entry.numbers, dtype=np.int64)
     verdict = Verdict(entry.name, n_atoms=len(z), bonds="none" if entry.bonds is None else "given")
     if len(z) == 0:
-        return replace(verdict, reason="no atoms")
+        return Judged(replace(verdict, reason="no atoms"))
     if z.min() < 1 or z.max() > 118:
-        return replace(verdict, reason="unknown element")
+        return Judged(replace(verdict, reason="unknown element"))
     verdict = replace(verdict, formula=formula(z))
     x = entry.positions
     if x is not None:
         if not np.isfinite(np.asarray(x)).all():
-            return replace(
-                verdict, reason="non-finite coordinates", edm_stable_atoms=0, edm_molecule_stable=False, edm_valid=False
-            )
+            nothing = replace(verdict, edm_stable_atoms=0, edm_molecule_stable=False, edm_valid=False)
+            return Judged(replace(nothing, reason="non-finite coordinates"))
         edm = edm_stable_atoms(z, x)
         verdict = replace(
             verdict,
@@ -148,10 +163,10 @@ def judge(entry: Entry) -> Verdict:
     bonds = entry.bonds
     if bonds is None:
         if x is None:
-            return replace(verdict, reason="neither bonds nor coordinates")
+            return Judged(replace(verdict, reason="neither bonds nor coordinates"))
         found = perceive_bonds(z, x, total_charge=entry.total_charge or 0)
         if found.bonds is None:
-            return replace(verdict, reason=found.reason, radical=found.reason == "radical")
+            return Judged(replace(verdict, reason=found.reason, radical=found.reason == "radical"))
         bonds = found.bonds
         verdict = replace(verdict, bonds="perceived")
     return _judge_graph(verdict, z, x, bonds)
@@ -215,7 +230,7 @@ def failures(verdicts: Sequence[Verdict]) -> Mapping[str, int]:
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
-def _judge_graph(verdict: Verdict, z: NDArray[np.int64], x: NDArray[Any] | None, bonds: Bonds) -> Verdict:
+def _judge_graph(verdict: Verdict, z: NDArray[np.int64], x: NDArray[Any] | None, bonds: Bonds) -> Judged:
     orders = bonds.matrix()
     stable = stable_atoms(z, orders, bonds.charges)
     verdict = replace(
@@ -228,32 +243,33 @@ def _judge_graph(verdict: Verdict, z: NDArray[np.int64], x: NDArray[Any] | None,
     if built.raw is not None:
         verdict = replace(verdict, n_fragments=n_fragments(built.raw))
     if built.mol is None:
-        return replace(verdict, reason=built.reason)
-    return replace(
+        return Judged(replace(verdict, reason=built.reason), bonds)
+    verdict = replace(
         verdict,
         valid=True,
         smiles=canonical_smiles(built.mol),
         connected=verdict.n_fragments == 1,
         radical=n_radicals(built.mol) > 0,
     )
+    return Judged(verdict, bonds, built.mol)
 
 
-def _judge_smiles(entry: Entry) -> Verdict:
+def _judge_smiles(entry: Entry) -> Judged:
     from rdkit import Chem, rdBase
 
     if entry.smiles is None:
-        return Verdict(entry.name, reason="neither atoms nor SMILES")
+        return Judged(Verdict(entry.name, reason="neither atoms nor SMILES"))
     with rdBase.BlockLogs():
         mol = Chem.MolFromSmiles(entry.smiles)
         if mol is None:
-            return Verdict(entry.name, reason="SMILES does not parse")
+            return Judged(Verdict(entry.name, reason="SMILES does not parse"))
         mol = Chem.AddHs(mol)
         if mol.GetNumAtoms() == 0:
-            return Verdict(entry.name, reason="no atoms")
+            return Judged(Verdict(entry.name, reason="no atoms"))
         bonds = bonds_of(mol)
     z = np.array([a.GetAtomicNum() for a in mol.GetAtoms()])
     if z.min() < 1:
-        return Verdict(entry.name, n_atoms=len(z), reason="unknown element")
+        return Judged(Verdict(entry.name, n_atoms=len(z), reason="unknown element"))
     verdict = Verdict(entry.name, n_atoms=len(z), formula=formula(z), finite=True, bonds="given")
     return _judge_graph(verdict, z, None, bonds)
 
@@ -273,5 +289,6 @@ def _edm_valid(z: NDArray[np.int64], x: NDArray[Any]) -> bool:
     return True
 
 
-def _crashed(entry: Entry, reason: str) -> Verdict:
+def crashed(entry: Entry, reason: str) -> Verdict:
+    """Return the verdict on a sample that could not be judged."""
     return Verdict(entry.name, n_atoms=0 if entry.numbers is None else len(entry.numbers), reason=reason)
