@@ -1,0 +1,261 @@
+"""The command line: thin commands, each of which calls one function of the library."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from moldiff.errors import BadRequest, MoldiffError
+
+#: Set to 1 to see the traceback behind an error.
+DEBUG = "MOLDIFF_DEBUG"
+
+_PLAIN: dict[str, Any] = {"add_completion": False, "no_args_is_help": True, "pretty_exceptions_enable": False}
+app = typer.Typer(help="3D molecules and crystals by E(3)-equivariant diffusion.", **_PLAIN)
+data = typer.Typer(help="Prepare data sets and look at them.", **_PLAIN)
+models = typer.Typer(help="The models of the package, and model folders.", **_PLAIN)
+app.add_typer(data, name="data")
+app.add_typer(models, name="models")
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
+) -> None:
+    if version:
+        from moldiff import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def generate(
+    out: Annotated[Path, typer.Option(help="Folder for samples.sdf, samples.csv, metrics.json and run.yaml.")],
+    n: Annotated[int, typer.Option("-n", "--n", help="Number of samples.")] = 100,
+    model: Annotated[str, typer.Option(help="Name of a shipped model, or a model folder.")] = "qm9",
+    seed: Annotated[int, typer.Option(help="Sample i of a seed is always the same.")] = 0,
+    steps: Annotated[Optional[int], typer.Option(help="Network calls a sample.  [default: the model's own]")] = None,
+    sampler: Annotated[Optional[str], typer.Option(help="ddpm, ddim, euler, heun, dpm_solver.  [default: the model's own]")] = None,
+    option: Annotated[Optional[list[str]], typer.Option(help="KEY=VALUE for the sampler; may be repeated.")] = None,
+    grid: Annotated[Optional[str], typer.Option(help="Time grid: uniform, karras, rhoX, log, tan.")] = None,
+    temperature: Annotated[Optional[float], typer.Option(help="Divides the logits of types, charges and bonds.")] = None,
+    size: Annotated[Optional[str], typer.Option(help="Number of atoms: N or MIN-MAX.  [default: as trained]")] = None,
+    batch_size: Annotated[str, typer.Option(help="Samples in hand at once; the samples do not depend on it.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
+) -> None:
+    """Generate samples with a trained model."""
+    from moldiff.model_store import model_info
+    from moldiff.request import make_request
+
+    info = model_info(model)
+    options = key_values(option or [], "--option")
+    request = make_request(
+        info, n, seed=seed, steps=steps, sampler=sampler, options=options, grid=grid, temperature=temperature, size=size
+    )
+    from moldiff.device import check_batch_size, resolve_device
+
+    place = resolve_device(device)
+    check_batch_size(batch_size, place)
+    from moldiff import generate as runs
+
+    folder = runs.open_run(out, request, place.type, resume)
+    from rich.console import Console
+
+    from moldiff.terminal import progress_bar, run_table
+
+    console = Console(stderr=True)
+    if runs.finished(folder):
+        result = runs.read_result(folder)
+    else:
+        from moldiff.generator import Generator
+
+        with console.status(f"loading {info.name}"):
+            generator = Generator(info, info.denoiser(), place)
+        with progress_bar(console, f"{info.name}, {request.steps} calls", n) as tell:
+            result = runs.run(generator, request, folder, batch_size, tell, console.print)
+    Console().print(run_table(result, info.name))
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="Settings, YAML.")],
+    set_: Annotated[Optional[list[str]], typer.Option("--set", help="KEY.KEY=VALUE; may be repeated.")] = None,
+    out: Annotated[Optional[Path], typer.Option(help="Folder of the run.  [default: runs/NAME]")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on exactly where the run stopped.")] = False,
+    data: Annotated[Optional[str], typer.Option(help="Data set by name or folder.  [default: as in the settings]")] = None,
+    devices: Annotated[str, typer.Option(help="Lightning's devices: auto, a number, or a list such as 0,1.")] = "auto",
+    num_nodes: Annotated[int, typer.Option(help="Lightning's num_nodes.")] = 1,
+    strategy: Annotated[str, typer.Option(help="Lightning's strategy: auto, ddp ...")] = "auto",
+    accelerator: Annotated[str, typer.Option(help="Lightning's accelerator: auto, cpu, gpu ...")] = "auto",
+    threads: Annotated[Optional[int], typer.Option(help="Threads of the CPU.  [default: all cores]")] = None,
+) -> None:
+    """Train a model from settings, and export it as a model folder."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads would starve other processes
+    from moldiff.train import train as run
+
+    run(
+        config, set_ or [], out, resume=resume, data=data, threads=threads,
+        devices=devices, num_nodes=num_nodes, strategy=strategy, accelerator=accelerator,
+    )  # fmt: skip
+
+
+@app.command()
+def evaluate(
+    files: Annotated[list[Path], typer.Argument(help="SDF, XYZ, extxyz, CSV of SMILES; a folder or archive of them.")],
+    names: Annotated[Optional[str], typer.Option(help="Names of the sets, comma-separated.")] = None,
+    reference: Annotated[Optional[str], typer.Option(help="A shipped reference, a model folder or a data set.")] = "qm9",
+    out: Annotated[Optional[Path], typer.Option(help="Folder for metrics.json, per_sample.csv and report.html.")] = None,
+) -> None:
+    """Evaluate anyone's samples, side by side with real data."""
+    from rich.console import Console
+
+    from moldiff.evaluation.api import evaluate_files
+
+    labels = names.split(",") if names else None
+    Console().print(evaluate_files(files, names=labels, reference=reference, out=out))
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="Output folder of moldiff generate.")]) -> None:
+    """Write report.html into the output folder of a generate run."""
+    from moldiff.generate import report_run
+
+    typer.echo(f"wrote {report_run(folder)}")
+
+
+@app.command()
+def bench(
+    model: Annotated[str, typer.Option(help="Name of a shipped model, or a model folder.")] = "qm9",
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer sizes and repeats.")] = False,
+) -> None:
+    """Measure training, sampling and the network on this machine."""
+    from moldiff.bench import bench as measure
+
+    measure(model, quick=quick)
+
+
+@data.command("prepare")
+def data_prepare(
+    source: Annotated[str, typer.Argument(help="Files of molecules; or, with --source, the name of the data set.")],
+    from_: Annotated[Optional[Path], typer.Option("--source", help="Where the files are.")] = None,
+    name: Annotated[Optional[str], typer.Option(help="Name of the data set.")] = None,
+    root: Annotated[Optional[Path], typer.Option(help="Folder of all data sets.  [default: $MOLDIFF_DATA]")] = None,
+    workers: Annotated[Optional[int], typer.Option(help="Processes.  [default: one a core]")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a data set of this name.")] = False,
+) -> None:
+    """Turn files of molecules into a data set: moldiff data prepare qm9 --source PATH, or PATH --name mine."""
+    from rich.console import Console
+
+    from moldiff.data.prepare import prepare
+
+    if from_ is None and name is None:
+        raise BadRequest(f"say how the data set is to be called: moldiff data prepare {source} --name NAME")
+    label = name if name is not None else source
+    Console().print(prepare(from_ if from_ is not None else source, label, root, workers, overwrite=overwrite))
+
+
+@data.command("info")
+def data_info(
+    name: Annotated[str, typer.Argument(help="Name or folder of a data set.")],
+    root: Annotated[Optional[Path], typer.Option(help="Folder of all data sets.  [default: $MOLDIFF_DATA]")] = None,
+) -> None:
+    """Sizes, elements, bonds, charges and properties of a data set."""
+    from rich.console import Console
+
+    from moldiff.data.info import data_info as info
+
+    Console().print(info(name, root))
+
+
+@models.command("list")
+def models_list() -> None:
+    """The models of the package."""
+    from rich.console import Console
+
+    from moldiff.model_store import list_models
+    from moldiff.terminal import models_table
+
+    Console().print(models_table(list_models()))
+
+
+@models.command("info")
+def models_info(model: Annotated[str, typer.Argument(help="Name of a shipped model, or a model folder.")]) -> None:
+    """The card of a model, its files checked."""
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    from moldiff.model_store import model_info
+
+    info = model_info(model)
+    console = Console()
+    console.print(Markdown(info.card))
+    console.print(f"folder {info.folder}\nSHA-256 of the weights {info.weights_sha256}", soft_wrap=True, highlight=False)
+
+
+@models.command("export")
+def models_export(
+    run: Annotated[Path, typer.Argument(help="Folder of a training run.")],
+    out: Annotated[Path, typer.Option(help="The model folder to write.")],
+    data: Annotated[Optional[str], typer.Option(help="Data set by name or folder.  [default: as in the settings]")] = None,
+    storage: Annotated[str, typer.Option(help="How weights are stored: float16, bfloat16, float32.")] = "float16",
+) -> None:
+    """Make a model folder from a training run."""
+    from moldiff.model_export import export_run
+
+    info = export_run(run, out, data, storage=storage)
+    typer.echo(f"wrote {info.folder} ({info.n_parameters:,} parameters)")
+
+
+def key_values(items: list[str], flag: str) -> dict[str, float]:
+    """Read ``KEY=NUMBER`` items; raises ``BadRequest`` for anything else."""
+    values = {}
+    for item in items:
+        key, equals, text = item.partition("=")
+        try:
+            values[key] = float(text)
+        except ValueError:
+            equals = ""
+        if not equals or not key:
+            raise BadRequest(f"{flag} takes KEY=NUMBER, found {item!r}")
+    return values
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line: an error is one sentence on stderr and exit code 2 (bad request) or 1."""
+    from typer.exceptions import Abort, TyperException
+
+    try:
+        code = app(arguments, standalone_mode=False, prog_name="moldiff")
+        code = code if isinstance(code, int) else 0
+    except MoldiffError as error:
+        code = _fail(str(error), error.exit_code, error)
+    except TyperException as error:
+        message = error.format_message()
+        code = _fail(message, error.exit_code, error) if message else error.exit_code
+    except (KeyboardInterrupt, Abort):
+        code = _fail("stopped; what is written is kept, go on with --resume", 130, None)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except Exception as error:
+        line = (str(error).splitlines() or [""])[0]
+        code = _fail(f"{type(error).__name__}: {line} ({DEBUG}=1 shows where)", 1, error)
+    sys.exit(code)
+
+
+def _fail(message: str, code: int, error: BaseException | None) -> int:
+    if error is not None and os.environ.get(DEBUG) == "1":
+        raise error
+    sys.stdout.flush()
+    print(f"error: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    main()

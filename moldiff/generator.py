@@ -1,0 +1,204 @@
+"""The facade: a trained model that draws samples."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from moldiff.assemble import build_vocabulary
+from moldiff.core.batch import AtomBatch
+from moldiff.core.rng import Streams
+from moldiff.device import check_batch_size, resolve_device
+from moldiff.errors import BadRequest, MoldiffError
+from moldiff.model_store import ModelInfo, load_model, model_info
+from moldiff.request import Request, make_request, whole_number
+from moldiff.samples import Sample, SampleSet, from_batch
+from moldiff.sampling.grids import make_grid
+from moldiff.sampling.loop import sample
+from moldiff.sampling.registry import make_sampler
+from moldiff.sampling.sharpen import Sharpened
+from moldiff.sampling.tiles import Tile, TileRule, run_tiles, tile_rule
+
+if TYPE_CHECKING:
+    from moldiff.denoisers.base import Denoiser, NetworkDenoiser
+
+Progress = Callable[[float, int], None]
+
+
+class _Stopped(Exception):
+    """Raised inside a tile whose neighbour failed."""
+
+
+class Generator:
+    """A model with its weights on a device.
+
+    Sample i of a seed is the same whatever the batch size, the number of samples and the number of cores (bit by bit on the
+    CPU; on a GPU up to the device's own rounding).
+    """
+
+    def __init__(self, info: ModelInfo, denoiser: NetworkDenoiser, device: str | torch.device = "auto") -> None:
+        self.info = info
+        self.device = resolve_device(device)
+        self.denoiser = denoiser.to(self.device).eval()
+        self.vocabulary = build_vocabulary(info.config)
+        self._rule: TileRule | None = None
+
+    @classmethod
+    def from_pretrained(cls, name_or_folder: str | Path = "qm9", device: str | torch.device = "auto") -> Generator:
+        """Load a shipped model by name, or any model folder by its path.
+
+        Raises ``BadRequest`` for an unknown model or device and ``DamagedFile`` for a folder that is not as it was written.
+        """
+        model_info(name_or_folder)
+        resolve_device(device)
+        return cls(*load_model(name_or_folder), device)
+
+    def __repr__(self) -> str:
+        return f"Generator({self.info.name!r}, {self.info.n_parameters:,} parameters, device={str(self.device)!r})"
+
+    def request(self, n: int, **options: Any) -> Request:
+        """What ``sample`` with these options asks for, checked (see ``moldiff.request.make_request``)."""
+        return make_request(self.info, n, **options)
+
+    def sample(
+        self,
+        n: int,
+        *,
+        seed: int = 0,
+        steps: int | None = None,
+        sampler: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        grid: str | None = None,
+        temperature: float | None = None,
+        size: int | str | tuple[int, int] | None = None,
+        batch_size: int | str = "auto",
+        start: int = 0,
+        progress: Progress | bool = False,
+    ) -> SampleSet:
+        """Draw ``n`` samples.
+
+        ``steps`` counts network calls; ``sampler`` with its ``options`` and ``grid`` are named as in ``moldiff.sampling``; what is None
+        is the model's own setting. ``size`` is a number of atoms or a range. ``batch_size`` samples are in hand at once. ``start`` is
+        the index of the first sample, so that parts of a run can be drawn apart. ``progress`` is True for a bar or a function of
+        (samples done, n). Raises ``BadRequest`` for what the model can't do.
+        """
+        request = self.request(
+            n, seed=seed, steps=steps, sampler=sampler, options=options, grid=grid, temperature=temperature, size=size
+        )
+        start = whole_number("start", start)
+        if start < 0:
+            raise BadRequest(f"start must be at least 0, found {start}")
+        with _shown(progress, n) as tell:
+            drawn = [s for part in self.stream(request, batch_size, start, tell) for s in part]
+        return SampleSet(drawn, request, self.info)
+
+    def stream(
+        self,
+        request: Request,
+        batch_size: int | str = "auto",
+        start: int = 0,
+        progress: Progress | None = None,
+        stop: int | None = None,
+        notice: Callable[[str], None] | None = None,
+    ) -> Iterator[list[Sample]]:
+        """Draw samples ``start`` to ``stop`` (default ``start + n``) of a request, batch by batch in the order of their indices.
+
+        ``notice`` receives a sentence when memory ran out and the batch was halved.
+        """
+        stop = start + request.n if stop is None else stop
+        batch = check_batch_size(batch_size, self.device)
+        position = start
+        while position < stop:
+            indices = range(position, min(position + batch, stop))
+            done = position - start
+            tell = (lambda x, done=done: progress(done + x, stop - start)) if progress is not None else None
+            yield self.draw(request, indices, tell, notice)
+            position = indices.stop
+
+    def draw(
+        self,
+        request: Request,
+        indices: Sequence[int],
+        progress: Callable[[float], None] | None = None,
+        notice: Callable[[str], None] | None = None,
+    ) -> list[Sample]:
+        """The samples of these indices."""
+        diffusion = self.denoiser.diffusion
+        denoiser: Denoiser = self.denoiser
+        if request.temperature != 1:
+            denoiser = Sharpened(denoiser, diffusion, request.temperature)
+        if self._rule is None:
+            common = sorted(self.info.sizes, key=lambda k: self.info.sizes[k])
+            probes = sorted({common[-1], min(self.info.sizes), max(self.info.sizes)})
+            self._rule = tile_rule(self.denoiser, diffusion, self._blank, probes, self.device)
+        calls = make_sampler(request.sampler, request.options).calls_per_step
+        grid = make_grid(request.grid, request.steps, diffusion.schedule, calls)
+        results: dict[int, Sample] = {}
+        share: dict[int, float] = {}
+        lock = threading.Lock()
+
+        def draw(tile: Tile, stopped: threading.Event) -> None:
+            def on_step(k: int, of: int) -> None:
+                if stopped.is_set():
+                    raise _Stopped
+                with lock:
+                    share.update(dict.fromkeys(tile.indices, k / (of + 1)))
+                    if progress is not None:
+                        progress(sum(share.values()))
+
+            like = self._blank(tile.filled, tile.size)
+            sampler = make_sampler(request.sampler, request.options)
+            try:
+                drawn = sample(
+                    denoiser, diffusion, like, Streams.of(request.seed, tile.filled), sampler, grid,
+                    request.self_conditioning, on_step,
+                )  # fmt: skip
+            except _Stopped:
+                return
+            # Values that are no numbers can't be looked up in a vocabulary either; classes are always in range.
+            physical = self.vocabulary.decode(drawn.to("cpu"))
+            found = from_batch(physical[: len(tile.indices)], tile.indices, self.info.config.bonds)
+            with lock:
+                results.update({s.index: s for s in found})
+
+        def halved(rule: TileRule) -> None:
+            if notice is not None:
+                notice(f"out of memory: going on with {rule.rows[-1]} systems a call, {rule.workers} at once")
+
+        sizes = [(i, request.size_of(i)) for i in indices]
+        try:
+            self._rule = run_tiles(draw, sizes, self._rule, self.device, halved)
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            raise MoldiffError(f"one system at a time does not fit into the memory of {self.device}: {error}") from None
+        return [results[i] for i in indices]
+
+    def _blank(self, indices: Sequence[int], size: int) -> AtomBatch:
+        return AtomBatch(torch.ones(len(indices), size, dtype=torch.bool, device=self.device))
+
+
+class _shown:
+    """A progress function for ``progress`` = False, True (a bar on the terminal) or a function."""
+
+    def __init__(self, progress: Progress | bool, n: int) -> None:
+        self.progress, self.n, self.bar = progress, n, None
+
+    def __enter__(self) -> Progress | None:
+        if callable(self.progress):
+            return self.progress
+        if not self.progress:
+            return None
+        from rich.progress import Progress as Bar
+
+        self.bar = Bar(transient=True)
+        self.bar.start()
+        task = self.bar.add_task("sampling", total=self.n)
+        bar = self.bar
+        return lambda done, _: bar.update(task, completed=done)
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()

@@ -1,0 +1,172 @@
+"""From a training run to a model folder that can be shipped."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from moldiff.config import Config, load_config
+from moldiff.data.store import Store
+from moldiff.errors import BadRequest
+from moldiff.model_store import CARD, MANIFEST, REFERENCE, SETTINGS, SIZES, WEIGHTS, ModelInfo, model_info, write_manifest
+
+if TYPE_CHECKING:
+    from moldiff.evaluation.reference import Reference
+
+#: How weights may be stored; they are computed with as float32 parameters whatever the storage.
+STORAGE = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+#: Molecules of the held-out split from which the data row is computed, at most.
+N_DATA_ROW = 10_000
+
+
+def export_model(
+    weights: Mapping[str, Tensor],
+    config: Config,
+    store: Store | None,
+    out: str | Path,
+    facts: Mapping[str, str] | None = None,
+    *,
+    sizes: Mapping[int, int] | None = None,
+    reference: Reference | None = None,
+    storage: str = "float16",
+) -> ModelInfo:
+    """Write a model folder and return it checked.
+
+    ``weights`` is a denoiser's state. Sizes, and the reference unless one is given, come from ``store`` (the training split);
+    without a store pass ``sizes``, and novelty stays unknown unless ``reference`` is given. ``facts`` become rows of the card.
+    The folder appears whole or not at all; an existing model folder is replaced. Raises ``BadRequest`` where ``out`` is a
+    folder that holds something else, or can't be written.
+    """
+    from safetensors.torch import save_file
+
+    out = Path(out)
+    if storage not in STORAGE:
+        raise BadRequest(f"weights can be stored as {', '.join(STORAGE)}, not {storage!r}")
+    if out.exists() and not (out.is_dir() and ((out / MANIFEST).is_file() or not any(out.iterdir()))):
+        raise BadRequest(f"{out} exists and is no model folder")
+    if sizes is None:
+        if store is None:
+            raise BadRequest("a model folder needs a data set or a size histogram")
+        values, counts = store.sizes.unique(return_counts=True)
+        sizes = dict(zip(values.tolist(), counts.tolist(), strict=True))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as error:
+        raise BadRequest(f"can't write to {out.parent}: {error.strerror or error}") from None
+    try:
+        stored = {k: v.detach().to("cpu", STORAGE[storage]).contiguous() for k, v in weights.items()}
+        save_file(stored, part / WEIGHTS)
+        os.chmod(part / WEIGHTS, 0o644)  # safetensors makes it private
+        (part / SETTINGS).write_text(portable(config).to_yaml(), encoding="utf-8")
+        histogram = {"n_atoms": {str(k): int(v) for k, v in sorted(sizes.items())}}
+        (part / SIZES).write_text(json.dumps(histogram, indent=1) + "\n", encoding="utf-8")
+        if reference is None and store is not None:
+            reference = reference_of(store, config)
+        if reference is not None:
+            reference.save(part / REFERENCE)
+        n_parameters = sum(v.numel() for v in weights.values())
+        (part / CARD).write_text(card_text(config, n_parameters, sizes, reference, facts or {}), encoding="utf-8")
+        write_manifest(part, config.name)
+        os.chmod(part, 0o755)
+        if out.exists():
+            shutil.rmtree(out)
+        os.replace(part, out)
+    except OSError as error:
+        raise BadRequest(f"can't write {out}: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return model_info(out)
+
+
+def export_run(
+    run: str | Path,
+    out: str | Path,
+    data: str | Path | None = None,
+    *,
+    facts: Mapping[str, str] | None = None,
+    reference: Reference | None = None,
+    storage: str = "float16",
+) -> ModelInfo:
+    """Export a training run's folder: the averaged weights of its state, the settings beside it, and its data set.
+
+    ``data`` is where the data set lies now (default: as the settings name it). Raises ``BadRequest`` for a folder without a
+    state, ``DamagedFile`` for a damaged one.
+    """
+    from moldiff.training.data import training_store
+    from moldiff.training.state import read_state
+
+    run = Path(run)
+    if not (run / "state.pt").is_file():
+        raise BadRequest(f"{run} is no training run: it has no state.pt")
+    config = load_config(run / "settings.yaml")
+    store = training_store(config, data)
+    state = read_state(run / "state.pt")
+    given = {
+        "trained": f"{state['elapsed'] / 60:.0f} minutes, {state['done']:,} steps, {state['seen']:,} systems seen",
+        **(facts or {}),
+    }
+    return export_model(
+        {**state["weights"], **state["ema"]}, config, store, out, given, reference=reference, storage=storage
+    )
+
+
+def portable(config: Config) -> Config:
+    """The settings without the folders of the machine that trained."""
+    data = config.data.model_copy(update={"root": None, "name": Path(config.data.name).name})
+    return config.model_copy(update={"data": data})
+
+
+def reference_of(store: Store, config: Config) -> Reference | None:
+    """The reference of a training split, with the rates of held-out real molecules as its data row."""
+    from moldiff.evaluation.molecules.basic import evaluate_basic
+    from moldiff.evaluation.reference import build_reference, entries_of
+
+    if store.kind != "molecule":
+        return None
+    reference = build_reference(store)
+    split = config.data.held_out if config.data.held_out in store.meta["splits"] else config.data.split
+    held_out = Store(store.folder, split)
+    entries = [replace(entry, name="") for entry in entries_of(held_out, range(min(len(held_out), N_DATA_ROW)))]
+    result = evaluate_basic(entries, reference)
+    return reference.with_data_row({"split": split, "n": len(entries), "metrics": result.metrics})
+
+
+def card_text(
+    config: Config, n_parameters: int, sizes: Mapping[int, int], reference: Reference | None, facts: Mapping[str, str]
+) -> str:
+    """The model card: what the model makes, from what it learned, how it was trained and what to beware of."""
+    from moldiff.chem.molecules import symbols
+
+    elements = ", ".join(symbols(config.vocabulary["atom_types"]))
+    things = f"{config.kind}s"
+    rows: dict[str, Any] = {
+        "makes": f"{things} of {elements} with {min(sizes)} to {max(sizes)} atoms",
+        "bonds": {"generated": "generated with the atoms"}.get(config.bonds, f"inferred from distances ({config.bonds})"),
+        "network": f"{config.network.name}, {n_parameters:,} parameters",
+        "fields": ", ".join(f"{name} ({f.process})" for name, f in config.fields.items()),
+        "training data": f"{config.data.name}, {sum(sizes.values()):,} {things}",
+        "samples by default with": f"{config.sampling.sampler}, {config.sampling.steps} network calls, "
+        f"grid {config.sampling.grid}",
+        "novelty": "known offline" if reference is not None else "unknown: no reference in this folder",
+        **facts,
+    }
+    table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+    return (
+        f"# {config.name}\n\n"
+        f"A diffusion model that makes {things} of {elements}, trained on {config.data.name}.\n\n"
+        f"| | |\n| --- | --- |\n{table}\n\n"
+        f"Use: `moldiff generate --model {config.name} -n 100 --out candidates` or, in Python, "
+        f'`Generator.from_pretrained("{config.name}").sample(100, seed=0)`.\n\n'
+        "Samples resemble the training data and nothing else: elements, sizes and chemistry outside it are out of reach, and "
+        "no sample was checked for stability in the laboratory, synthesis or safety.\n"
+    )

@@ -1,0 +1,155 @@
+"""What is asked of a model: everything that determines the samples, checked before any weights are loaded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from moldiff.core.rng import stream_seed
+from moldiff.errors import BadRequest
+from moldiff.model_store import ModelInfo
+
+
+@dataclass(frozen=True)
+class Request:
+    """Sample i of a request is a function of i and of these fields, on one kind of device; ``n`` only says where to stop.
+
+    ``sizes`` are the admitted numbers of atoms with their weights; ``steps`` counts network calls.
+    """
+
+    model: str
+    weights_sha256: str
+    n: int
+    seed: int
+    sampler: str
+    options: Mapping[str, float]
+    steps: int
+    grid: str
+    self_conditioning: bool
+    temperature: float
+    size: str
+    sizes: Mapping[int, int] = field(repr=False)
+
+    def size_of(self, index: int) -> int:
+        """The number of atoms of one sample: a draw from ``sizes`` by seed and index alone."""
+        total = sum(self.sizes.values())
+        place = stream_seed(stream_seed(self.seed, index), 0) * total >> 63
+        for size, weight in sorted(self.sizes.items()):
+            place -= weight
+            if place < 0:
+                return size
+        raise AssertionError("the draw lies below the sum of the weights")
+
+    def settings(self) -> dict[str, Any]:
+        """Plain values for run.yaml: the same settings mean the same samples."""
+        values = asdict(self)
+        del values["sizes"]  # follows from the model and ``size``
+        return {**values, "options": dict(self.options)}
+
+
+def make_request(
+    info: ModelInfo,
+    n: int,
+    *,
+    seed: int = 0,
+    steps: int | None = None,
+    sampler: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    grid: str | None = None,
+    temperature: float | None = None,
+    size: int | str | tuple[int, int] | None = None,
+) -> Request:
+    """Check a request against a model; what is None is taken from the model's own sampling settings.
+
+    ``size`` is a number of atoms, a range as ``(least, most)`` or ``"least-most"``, or None for the sizes of the training data.
+    Raises ``BadRequest`` for anything that the model or the sampler can't do.
+    """
+    from moldiff.sampling.grids import make_grid
+    from moldiff.sampling.registry import make_sampler
+
+    default = info.config.sampling
+    n = whole_number("n", n)
+    if n < 1:
+        raise BadRequest(f"n must be at least 1, found {n}")
+    seed = whole_number("seed", seed)
+    if not 0 <= seed < 2**63:
+        raise BadRequest(f"seed must lie in 0 to 2^63 - 1, found {seed}")
+    chosen = default.sampler if sampler is None else sampler
+    given = dict(options or {}) if sampler is not None or options else dict(default.options)
+    made = make_sampler(chosen, given)
+    calls = default.steps if steps is None else whole_number("steps", steps)
+    if calls < 2:
+        raise BadRequest(f"steps must be at least 2 network calls, found {calls}")
+    if calls > 100_000:
+        raise BadRequest(f"steps must be at most 100,000 network calls, found {calls}")
+    heat = default.temperature if temperature is None else float(temperature)
+    if not (math.isfinite(heat) and heat > 0):
+        raise BadRequest(f"temperature must be a positive number, found {temperature}")
+    name = default.grid if grid is None else grid
+    make_grid(name, calls, _schedule(info), made.calls_per_step)
+    text, sizes = admitted_sizes(info, size)
+    return Request(
+        model=info.name,
+        weights_sha256=info.weights_sha256,
+        n=n,
+        seed=seed,
+        sampler=chosen,
+        options={k: float(v) for k, v in given.items()},
+        steps=calls,
+        grid=name,
+        self_conditioning=default.self_conditioning,
+        temperature=heat,
+        size=text,
+        sizes=sizes,
+    )
+
+
+def admitted_sizes(info: ModelInfo, size: int | str | tuple[int, int] | None) -> tuple[str, dict[int, int]]:
+    """The sizes that a request admits, in words and with their weights; raises ``BadRequest`` beyond the training sizes."""
+    known = {k: v for k, v in info.sizes.items() if v > 0}
+    least, most = min(known), max(known)
+    if size is None:
+        return "as trained", known
+    low, high = parse_size(size)
+    text = str(low) if low == high else f"{low}-{high}"
+    if low < least or high > most:
+        raise BadRequest(f"size {text} is outside what {info.name} was trained on ({least} to {most} atoms)")
+    sizes = {k: v for k, v in known.items() if low <= k <= high}
+    if not sizes:
+        raise BadRequest(f"{info.name} was trained on {least} to {most} atoms, but on no system of size {text}")
+    return text, sizes
+
+
+def parse_size(size: int | str | tuple[int, int]) -> tuple[int, int]:
+    """Read ``18``, ``"18"``, ``"9-20"`` or ``(9, 20)`` as least and most; raises ``BadRequest`` for anything else."""
+    wrong = BadRequest(f"size must be a number of atoms or a range such as 9-20, found {size!r}")
+    try:
+        parts = size.split("-") if isinstance(size, str) else size if isinstance(size, tuple) else (size,)
+        numbers = [whole_number("size", int(p) if isinstance(p, str) else p) for p in parts]
+    except (ValueError, TypeError, BadRequest):
+        raise wrong from None
+    if len(numbers) not in (1, 2) or numbers[0] < 1 or numbers[-1] < numbers[0]:
+        raise wrong
+    return numbers[0], numbers[-1]
+
+
+def whole_number(name: str, value: Any) -> int:
+    """``value`` as an int; raises ``BadRequest`` for anything that is no whole number (true and false included)."""
+    import operator
+
+    if not isinstance(value, bool):
+        try:
+            return operator.index(value)
+        except TypeError:
+            pass
+    raise BadRequest(f"{name} must be a whole number, found {value!r}")
+
+
+def _schedule(info: ModelInfo) -> Any:
+    from moldiff.assemble import build_vocabulary
+    from moldiff.diffusion.registry import build_diffusion
+
+    fields = {name: options.model_dump() for name, options in info.config.fields.items()}
+    return build_diffusion(fields, build_vocabulary(info.config)).schedule
