@@ -75,26 +75,31 @@ def hash_texts(texts: Iterable[str]) -> NDArray[np.int64]:
     return np.frombuffer(digests, dtype="<i8").astype(np.int64)
 
 
-def load_reference(name: str | Path) -> Reference:
-    """Load a reference by the name of one that ships, from a model folder, from a file, or (exactly) from a data set.
+def load_reference(name: str | Path, *, n_processes: int | None = None, progress: Progress | None = None) -> Reference:
+    """Load a reference by the name of one that ships, from a model folder, from a file, or (exactly) from a prepared data set.
 
-    A folder that is a data set is read whole, which takes a minute for 100,000 molecules. Raises BadRequest for a name that is
-    none of these, DamagedFile for a file that is no reference.
+    A data set is read whole the first time, which takes minutes for 100,000 molecules, and is remembered in the cache. Raises
+    BadRequest for a name that is none of these, DamagedFile for a file that is no reference.
     """
     path = Path(name)
     if (path / "meta.json").is_file():
-        from moldiff.data.store import Store
+        from moldiff.evaluation.molecules.data_row import reference_of_data
 
-        return build_reference(Store(path, "train"))
+        return reference_of_data(path, n_processes=n_processes, progress=progress)
     for candidate in (path / FILE, path):
         if candidate.is_file():
             return _read(candidate)
     shipped = SHIPPED / f"{name}.safetensors"
     if shipped.is_file():
         return _read(shipped)
-    raise unknown(
-        "reference", str(name), [p.stem for p in SHIPPED.glob("*.safetensors")] + ["PATH of a data set or reference file"]
-    )
+    if path.exists() or len(path.parts) > 1:
+        raise BadRequest(f"{name} is neither a prepared data set nor a file made by build_reference; see: moldiff data prepare")
+    raise unknown("reference", str(name), [*shipped_references(), "PATH"])
+
+
+def shipped_references() -> list[str]:
+    """Return the names of the references that ship with the package."""
+    return sorted(path.stem for path in SHIPPED.glob("*.safetensors"))
 
 
 def entries_of(store: Store, indices: Iterable[int] | None = None) -> Iterator[Entry]:

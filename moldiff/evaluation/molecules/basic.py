@@ -66,7 +66,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Judged:
-    """A verdict with what it rests on: ``bonds`` given or perceived, and the sanitised RDKit ``mol``, None where there is none."""
+    """A verdict with what it rests on: ``bonds`` given or perceived, the sanitised RDKit ``mol``; None where there is none."""
 
     verdict: Verdict
     bonds: Bonds | None = None

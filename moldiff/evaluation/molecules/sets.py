@@ -17,6 +17,8 @@ from moldiff.evaluation.cache import ResultCache, structure_key
 from moldiff.evaluation.molecules.basic import Verdict, crashed, failures, fractions, judged, mark_repeats
 from moldiff.evaluation.molecules.distributions import Profile, Values, collect, distances, diversity, profile
 from moldiff.evaluation.molecules.energy import XtbResult, XtbTask, xtb
+from moldiff.evaluation.molecules.posebusters import TIME_LIMIT, bust, require_posebusters
+from moldiff.evaluation.molecules.strain import mmff_strain
 from moldiff.evaluation.parallel import map_items
 from moldiff.evaluation.reference import Reference
 
@@ -114,14 +116,19 @@ def evaluate_set(
         metrics |= distances(values, reference.counts)
     metrics["diversity"] = diversity([v.smiles for v in verdicts if v.valid])
     extra: dict[str, list[Any]] = {}
+    notes = _notes(samples)
     order = np.random.default_rng(settings.seed).permutation(len(samples)).tolist()
     good = [i for i in order if _computable(samples[i])]
     _strain(samples, good[: settings.n_strain], metrics, extra, settings, stage(f"{name}: MMFF strain"))
     if settings.posebusters:
+        check = "with" if settings.posebusters_energy else "without"
+        n_tested = min(len(good), settings.n_relax)
+        notes.append(f"PoseBusters {require_posebusters()} {check} its energy check on {n_tested:,} valid and connected samples")
         _posebusters(samples, good[: settings.n_relax], metrics, extra, settings, cache, stage(f"{name}: PoseBusters"))
     if settings.xtb:
+        notes.append(f"GFN2-xTB relaxed {min(len(good), settings.n_relax):,} random valid and connected samples")
         _xtb(samples, good[: settings.n_relax], metrics, extra, settings, cache, stage(f"{name}: GFN2-xTB"))
-    return SetResult(name, samples, metrics, extra, values, _notes(samples))
+    return SetResult(name, samples, metrics, extra, values, notes)
 
 
 def examine(row: Row) -> Examined:
@@ -151,8 +158,6 @@ def _computable(sample: Examined) -> bool:
 
 
 def _strain_of(sample: Examined) -> float:
-    from moldiff.evaluation.molecules.strain import mmff_strain
-
     return mmff_strain(molecule_of(sample))
 
 
@@ -206,8 +211,6 @@ def _xtb(
 
 
 def _bust_of(energy: bool, sample: Examined) -> dict[str, bool]:
-    from moldiff.evaluation.molecules.posebusters import bust
-
     return bust(molecule_of(sample), energy=energy)
 
 
@@ -220,8 +223,6 @@ def _posebusters(
     cache: ResultCache | None,
     step: Any,
 ) -> None:
-    from moldiff.evaluation.molecules.posebusters import TIME_LIMIT, require_posebusters
-
     kind = f"posebusters-{require_posebusters()} energy={settings.posebusters_energy}"
     keys = {}
     known: dict[int, dict[str, bool]] = {}
