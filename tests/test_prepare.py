@@ -119,7 +119,7 @@ def test_xyz_frames_good_and_bad(tmp_path: Path, mols: list[Chem.Mol]) -> None:
     ]
     (tmp_path / "mine.xyz").write_text("".join(frames + extended))
     info = prepare(tmp_path / "mine.xyz", "mine", tmp_path / "data", n_workers=0, progress=False)
-    bad = {name: reason for name, reason in rejected(info.folder).values()}
+    bad = dict(rejected(info.folder).values())
     assert bad["alien"] == "unknown element 'Xx'"
     assert bad["words"] == "unreadable line of atom 1"
     assert bad["cut"] == "truncated: 4 of 9 atoms"

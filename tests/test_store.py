@@ -126,7 +126,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadRequest, match="did you mean 'train'"):
         Store(folder, "trian")
     (folder / "meta.json").write_text(json.dumps([1]))
-    with pytest.raises(DamagedFile, match="meta.json"):
+    with pytest.raises(DamagedFile, match=r"meta\.json"):
         Store(folder)
     with pytest.raises(BadRequest, match="not a moldiff data set"):
         Store(tmp_path)

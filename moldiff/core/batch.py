@@ -190,10 +190,14 @@ class AtomBatch:
 
     @classmethod
     def from_pyg(cls, items: Sequence[Data], n_max: int | None = None) -> AtomBatch:
-        """The inverse of ``to_pyg``: fields of the table are read by name, bonds from ``edge_index``/``edge_attr``."""
+        """The inverse of ``to_pyg``: fields of the table are read by name, bonds from ``edge_index``/``edge_attr``.
+
+        PyG's own names ``z`` and ``pos`` (as ``data.dataset.MolDataset`` gives them) stand for atom types and positions.
+        """
         rows = []
         for d in items:
             row = {k: d[k] for k in FIELDS if k in d}
+            row |= {k: d[short] for short, k in (("z", "atom_types"), ("pos", "positions")) if short in d and k not in d}
             if d.edge_index is not None and d.edge_attr is not None:
                 bonds = torch.zeros(d.num_nodes, d.num_nodes, dtype=torch.int64)
                 bonds[d.edge_index[0], d.edge_index[1]] = d.edge_attr.to(torch.int64).reshape(-1)

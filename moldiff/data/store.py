@@ -53,7 +53,7 @@ def pack(systems: Sequence[Mapping[str, Any]]) -> Columns:
     if "bond_types" in names:
         columns["n_bonds"] = np.array([len(s["bond_types"]) for s in systems], dtype=np.int32)
     for name in names:
-        scope, dtype, tail = LAYOUT[name]
+        _, dtype, tail = LAYOUT[name]
         missing = next((k for k, s in enumerate(systems) if name not in s), None)
         if missing is not None:
             raise ValueError(f"system {missing} has no {name!r}")

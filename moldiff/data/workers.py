@@ -62,7 +62,7 @@ def call(function: Callable[[Any], Any], item: Any) -> Result:
     """Apply a function and turn an exception into a reason."""
     try:
         return Result(True, function(item))
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever one item raises must not end the others
         lines = str(error).splitlines()
         return Result(False, f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(": "))
 
