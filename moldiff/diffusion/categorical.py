@@ -29,9 +29,13 @@ class Categorical(Process):
     """Each value survives to t with probability keep(t), else it is replaced by a draw of the prior (Austin et al. 2021).
 
     ``prior_kind`` ``uniform`` replaces by any of the ``n_classes`` values alike; ``absorbing`` by the mask state, index
-    ``n_classes``. ``rule`` is how a step is made: ``posterior`` draws from q(x_s | x_t, x_0) averaged over the prediction;
-    ``resample`` draws x_0 from the prediction and noises it anew to s. The loss is cross-entropy, weighted by
-    min(``max_weight``, 1 / (1 - keep)).
+    ``n_classes``. The loss is cross-entropy, weighted by min(``max_weight``, 1 / (1 - keep)).
+
+    ``rule`` is how a step is made. ``posterior`` draws from q(x_s | x_t, x_0) averaged over the prediction; it becomes exact as
+    steps get small. ``resample`` draws x_0 from the prediction and noises it anew to s, so that a learned denoiser corrects its
+    own errors. It draws all classes of a system independently and is therefore exact only where they are independent given
+    x_t; among strongly coupled classes it favours the common (of two modes of 80 and 20 %, 86 and 11 % come out, however
+    small the steps).
     """
 
     continuous = False
@@ -116,9 +120,7 @@ class Categorical(Process):
         result = likelihood * (keep_s * weights + (1 - keep_s) * base * weights.sum(-1, keepdim=True))
         return result.clamp_min(0)
 
-    def step(
-        self, xt: AtomBatch, prediction: Tensor, t: Tensor, s: Tensor, rng: Streams, eta: float = 1.0
-    ) -> Tensor:
+    def step(self, xt: AtomBatch, prediction: Tensor, t: Tensor, s: Tensor, rng: Streams, eta: float = 1.0) -> Tensor:
         """A draw at s. Classes have no deterministic step, so ``eta`` changes nothing here."""
         probabilities = prediction.float().softmax(-1)
         u = rng.uniform(xt, self.name)

@@ -155,10 +155,8 @@ class Gaussian(Process):
         weight = snr if self.parameterization == "eps" else 1 + snr
         return mean * weight.clamp_max(self.max_weight)
 
-    def step(
-        self, xt: AtomBatch, prediction: Tensor, t: Tensor, s: Tensor, rng: Streams, eta: float = 1.0
-    ) -> Tensor:
-        """DDIM's family (Song et al. 2021) for any schedule: eta 0 the ODE, 1 the ancestral posterior, above 1 more fresh noise."""
+    def step(self, xt: AtomBatch, prediction: Tensor, t: Tensor, s: Tensor, rng: Streams, eta: float = 1.0) -> Tensor:
+        """DDIM's family (Song et al. 2021) on any schedule: eta 0 the ODE, 1 the ancestral posterior, above 1 more noise."""
         value = xt.data[self.name]
         prediction = self._inside(prediction, xt)
         alpha_t, sigma_t = self._factors(t, value)

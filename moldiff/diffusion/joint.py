@@ -79,10 +79,7 @@ class Diffusion:
         Only values are blended: logits stay those of ``first``.
         """
         return first.replace(
-            **{
-                name: p.blend(first.data[name], second.data[name], weight(p.schedule))
-                for name, p in self.processes.items()
-            }
+            **{name: p.blend(first.data[name], second.data[name], weight(p.schedule)) for name, p in self.processes.items()}
         )
 
     def finish(self, prediction: AtomBatch, xt: AtomBatch) -> AtomBatch:
@@ -99,6 +96,4 @@ class Diffusion:
 
     def self_condition(self, prediction: AtomBatch) -> AtomBatch:
         """A previous prediction as the network sees it (unit spread, probabilities)."""
-        return prediction.replace(
-            **{name: p.self_condition(prediction.data[name]) for name, p in self.processes.items()}
-        )
+        return prediction.replace(**{name: p.self_condition(prediction.data[name]) for name, p in self.processes.items()})

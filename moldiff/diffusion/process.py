@@ -43,9 +43,7 @@ class Process(ABC):
         """Loss of a clean prediction, one number a system [S]."""
 
     @abstractmethod
-    def step(
-        self, xt: AtomBatch, prediction: Tensor, t: Tensor, s: Tensor, rng: Streams, eta: float = 1.0
-    ) -> Tensor:
+    def step(self, xt: AtomBatch, prediction: Tensor, t: Tensor, s: Tensor, rng: Streams, eta: float = 1.0) -> Tensor:
         """A draw of x_s (s <= t) given x_t and the clean prediction; eta 0 is deterministic, 1 ancestral."""
 
     @abstractmethod

@@ -97,9 +97,7 @@ class VarianceExploding(Schedule):
     ln sigma ~ N(mean, std^2), cut to [sigma_min, sigma_max]. Equal steps in t are therefore dense where training was dense.
     """
 
-    def __init__(
-        self, sigma_min: float = 1e-3, sigma_max: float = 80.0, mean: float = -1.26, std: float = 1.41
-    ) -> None:
+    def __init__(self, sigma_min: float = 1e-3, sigma_max: float = 80.0, mean: float = -1.26, std: float = 1.41) -> None:
         self.sigma_min, self.sigma_max, self.mean, self.std = sigma_min, sigma_max, mean, std
         self._low, self._high = self._cdf(sigma_min), self._cdf(sigma_max)
 

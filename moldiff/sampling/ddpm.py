@@ -20,9 +20,7 @@ class DDPM(Sampler):
     def __init__(self, eta: float = 1.0, noise_scale: float = 1.0) -> None:
         self.eta, self.noise_scale = at_least("eta", eta, 0), at_least("noise_scale", noise_scale, 0)
 
-    def step(
-        self, model: Memory, diffusion: Diffusion, xt: AtomBatch, t: Tensor, s: Tensor, rng: Streams
-    ) -> AtomBatch:
+    def step(self, model: Memory, diffusion: Diffusion, xt: AtomBatch, t: Tensor, s: Tensor, rng: Streams) -> AtomBatch:
         return diffusion.step(xt, model(xt, t), t, s, ScaledNoise(rng, self.noise_scale), self.eta)
 
 

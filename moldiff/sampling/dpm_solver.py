@@ -29,9 +29,7 @@ class DPMSolver(Sampler):
     def start(self, n_steps: int) -> None:
         self.before = None
 
-    def step(
-        self, model: Memory, diffusion: Diffusion, xt: AtomBatch, t: Tensor, s: Tensor, rng: Streams
-    ) -> AtomBatch:
+    def step(self, model: Memory, diffusion: Diffusion, xt: AtomBatch, t: Tensor, s: Tensor, rng: Streams) -> AtomBatch:
         here = prediction = model(xt, t)
         if self.before is not None:
             earlier, time = self.before

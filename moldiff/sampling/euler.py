@@ -18,17 +18,13 @@ class Euler(Sampler):
     make one draw of their own process a step.
     """
 
-    def __init__(
-        self, s_churn: float = 0.0, s_min: float = 0.03, s_max: float = 3.0, s_noise: float = 1.0
-    ) -> None:
+    def __init__(self, s_churn: float = 0.0, s_min: float = 0.03, s_max: float = 3.0, s_noise: float = 1.0) -> None:
         self.churn = Churn(s_churn, s_min, s_max, s_noise)
         self.n_steps = 1
 
     def start(self, n_steps: int) -> None:
         self.n_steps = n_steps
 
-    def step(
-        self, model: Memory, diffusion: Diffusion, xt: AtomBatch, t: Tensor, s: Tensor, rng: Streams
-    ) -> AtomBatch:
+    def step(self, model: Memory, diffusion: Diffusion, xt: AtomBatch, t: Tensor, s: Tensor, rng: Streams) -> AtomBatch:
         xt, t = self.churn(diffusion, xt, t, self.n_steps, rng)
         return diffusion.step(xt, model(xt, t), t, s, rng, eta=0.0)

@@ -50,9 +50,7 @@ def tan_grid(n_calls: int, schedule: Schedule, pivot: float = 0.3, low: float = 
     With pivot 1 these are the cosine schedule's own equal steps, carried to any schedule.
     """
     high, low = _ends(schedule, low)
-    return _from_ratios(
-        pivot * torch.linspace(math.atan(high / pivot), math.atan(low / pivot), n_calls).tan(), schedule
-    )
+    return _from_ratios(pivot * torch.linspace(math.atan(high / pivot), math.atan(low / pivot), n_calls).tan(), schedule)
 
 
 def make_grid(name: str, n_calls: int, schedule: Schedule, calls_per_step: int = 1) -> Tensor:

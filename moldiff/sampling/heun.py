@@ -23,9 +23,7 @@ class Heun(Sampler):
     calls_per_step = 2
     order = 2
 
-    def __init__(
-        self, s_churn: float = 40.0, s_min: float = 0.03, s_max: float = 3.0, s_noise: float = 1.0
-    ) -> None:
+    def __init__(self, s_churn: float = 40.0, s_min: float = 0.03, s_max: float = 3.0, s_noise: float = 1.0) -> None:
         self.churn = Churn(s_churn, s_min, s_max, s_noise)
         self.n_steps = 1
 
@@ -36,9 +34,7 @@ class Heun(Sampler):
         """The share of the later clean prediction, for a step in which noise over signal falls by the factor ``fall``."""
         return fall / 2
 
-    def step(
-        self, model: Memory, diffusion: Diffusion, xt: AtomBatch, t: Tensor, s: Tensor, rng: Streams
-    ) -> AtomBatch:
+    def step(self, model: Memory, diffusion: Diffusion, xt: AtomBatch, t: Tensor, s: Tensor, rng: Streams) -> AtomBatch:
         xt, t = self.churn(diffusion, xt, t, self.n_steps, rng)
         here = model(xt, t)
         guess = diffusion.step(xt, here, t, s, rng, eta=0.0)

@@ -44,9 +44,7 @@ class Sampler(ABC):
         return
 
     @abstractmethod
-    def step(
-        self, model: Memory, diffusion: Diffusion, xt: AtomBatch, t: Tensor, s: Tensor, rng: Streams
-    ) -> AtomBatch:
+    def step(self, model: Memory, diffusion: Diffusion, xt: AtomBatch, t: Tensor, s: Tensor, rng: Streams) -> AtomBatch:
         """x_s from x_t; t and s are [S]."""
 
 

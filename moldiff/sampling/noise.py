@@ -49,9 +49,7 @@ class Churn:
             raise BadRequest(f"sampler option 's_max' must be >= s_min = {s_min:g}, found {s_max!r}")
         self.s_max = s_max
 
-    def __call__(
-        self, diffusion: Diffusion, xt: AtomBatch, t: Tensor, n_steps: int, rng: Streams
-    ) -> tuple[AtomBatch, Tensor]:
+    def __call__(self, diffusion: Diffusion, xt: AtomBatch, t: Tensor, n_steps: int, rng: Streams) -> tuple[AtomBatch, Tensor]:
         """The batch at its raised time, and that time [S]."""
         if self.s_churn == 0:
             return xt, t

@@ -20,9 +20,7 @@ class Sharpened:
     has no logits or a temperature that is not positive.
     """
 
-    def __init__(
-        self, denoiser: Denoiser, diffusion: Diffusion, temperature: float | Mapping[str, float]
-    ) -> None:
+    def __init__(self, denoiser: Denoiser, diffusion: Diffusion, temperature: float | Mapping[str, float]) -> None:
         names = diffusion.categorical
         wanted = temperature if isinstance(temperature, Mapping) else dict.fromkeys(names, temperature)
         for name, value in wanted.items():

@@ -1,0 +1,28 @@
+"""Checks for your own parts: each compares with an exact answer and raises ``CheckFailed`` naming what is out of bounds."""
+
+from moldiff.testing.oracles import (
+    ClassField,
+    FieldModel,
+    MixtureOracle,
+    NormalField,
+    default_model,
+    default_oracle,
+)
+from moldiff.testing.processes import check_process
+from moldiff.testing.report import CheckFailed, Measurement, Report
+from moldiff.testing.samplers import check_sampler, default_diffusion
+
+__all__ = [
+    "CheckFailed",
+    "ClassField",
+    "FieldModel",
+    "Measurement",
+    "MixtureOracle",
+    "NormalField",
+    "Report",
+    "check_process",
+    "check_sampler",
+    "default_diffusion",
+    "default_model",
+    "default_oracle",
+]
