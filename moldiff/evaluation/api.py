@@ -119,7 +119,8 @@ def evaluate_files(
         cache=cache,
         progress=progress,
     )
-    (console or Console()).print(result.rich_table())
+    console = console or Console()
+    console.print(result.rich_table(console.width))
     if out is not None:
         result.save(out)
     return result

@@ -18,7 +18,7 @@ from moldiff.evaluation.definitions import definition
 from moldiff.evaluation.molecules.data_row import DataRow
 from moldiff.evaluation.molecules.sets import SetResult, Settings
 from moldiff.evaluation.reference import Reference
-from moldiff.evaluation.table import Column, frame, rich_table
+from moldiff.evaluation.table import Column, frame, full_width, rich_table
 
 if TYPE_CHECKING:
     import pandas
@@ -70,16 +70,17 @@ class Evaluation:
             notes.extend(f"data: {note}" for note in self.data.notes)
         return [*notes, self.cache_problem] if self.cache_problem else notes
 
-    def rich_table(self) -> Table:
-        """The table as the terminal shows it, values with their 95 % intervals."""
-        return rich_table(self._columns(), self._data_column(), self.notes)
+    def rich_table(self, width: int = 120) -> Table:
+        """The table as a terminal of ``width`` characters shows it, values with their 95 % intervals where there is room."""
+        return rich_table(self._columns(), self._data_column(), self.notes, width)
 
     def __str__(self) -> str:
         from rich.console import Console
 
-        console = Console(width=140, no_color=True)
+        width = max(100, full_width(len(self.sets) + 1))
+        console = Console(width=width, no_color=True)
         with console.capture() as text:
-            console.print(self.rich_table())
+            console.print(self.rich_table(width))
         return text.get()
 
     def _repr_html_(self) -> str:

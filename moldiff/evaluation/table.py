@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     import pandas
     from rich.table import Table
 
-#: Intervals are printed behind the values up to this many sets; beyond, the table would be wider than a terminal.
-WITH_INTERVALS = 2
+#: Characters that the names and each column with intervals need; a narrower terminal is shown the values alone.
+NAMES_WIDTH, COLUMN_WIDTH = 39, 28
 Column = tuple[str, int, Mapping[str, Estimate]]
 
 
@@ -33,8 +33,16 @@ def cell(about: Definition, estimate: Estimate | None, interval: bool) -> str:
     return text
 
 
-def rich_table(columns: list[Column], data: Column | None, notes: list[str]) -> Table:
-    """Lay the table out for a terminal; ``data`` is None only where a reference has no data row, which the column then says."""
+def full_width(n_columns: int) -> int:
+    """Return the characters that a table of so many columns needs with its intervals."""
+    return NAMES_WIDTH + COLUMN_WIDTH * n_columns
+
+
+def rich_table(columns: list[Column], data: Column | None, notes: list[str], width: int) -> Table:
+    """Lay the table out for a terminal of ``width`` characters.
+
+    ``data`` is None only where a reference has no data row, which the column then says.
+    """
     from rich.markup import escape
     from rich.table import Table
 
@@ -44,7 +52,7 @@ def rich_table(columns: list[Column], data: Column | None, notes: list[str]) -> 
     for name, n, _ in columns:
         table.add_column(f"{escape(name)}\n[dim]n = {n:,}[/dim]", justify="right")
     table.add_column("data\n[dim]none known[/dim]" if data is None else f"data\n[dim]n = {data[1]:,}[/dim]", justify="right")
-    interval = len(columns) <= WITH_INTERVALS
+    interval = full_width(len(columns) + 1) <= width
     for name in metric_names(columns):
         about = definition(name)
         part = "/" in name
