@@ -7,6 +7,8 @@ matrix product, so that most of the time goes into products that run near the ma
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -23,6 +25,19 @@ def set_distances(x: Tensor) -> Tensor:
     d2 = square[..., :, None] + square[..., None, :] - 2 * x @ x.transpose(-1, -2)
     eye = torch.eye(x.shape[-2], device=x.device, dtype=torch.bool)
     return torch.where(eye, torch.ones_like(d2), d2.clamp_min(1e-6)).sqrt()
+
+
+def octaves(d: Tensor, n: int) -> Tensor:
+    """sin and cos of pi 2^k d for k < n by angle doubling (one sine for all): d [...] -> [..., 2 n].
+
+    Gaussians of bond width are blind to the hundredths of an Å that decide strain; these waves resolve them.
+    """
+    sin, cos = [torch.sin(math.pi * d)], [torch.cos(math.pi * d)]
+    for _ in range(n - 1):
+        s, c = sin[-1], cos[-1]
+        sin.append(2 * s * c)
+        cos.append(1 - 2 * s * s)
+    return torch.stack(sin + cos, -1)
 
 
 def normalize(x: Tensor) -> Tensor:
@@ -46,6 +61,7 @@ class Layer(nn.Module):
         self.attention_out = Linear(width, width, gain=0.5)
         self.set_mix = Linear(n_sets, n_sets, bias=False, gain=0.3)
         self.set_gate = Linear(width, n_sets)
+        self.set_gain = Linear(width, n_sets, zero=True)
         self.norm_in = Linear(2 * n_sets, width, gain=0.5)
         self.ffn_in = Linear(width, 2 * ffn)
         self.ffn_out = Linear(ffn, width, gain=0.5)
@@ -76,7 +92,8 @@ class Layer(nn.Module):
         from_pairs = (attention.transpose(1, 2) @ e).reshape(s, n, -1)
         h = h + self.attention_out(mixed).float() + self.pair_value(from_pairs).float()
         # coordinate sets: sum_j w_ij (x_i - x_j) / (1 + d_ij), written as two matrix products
-        w = read[:, self.n_heads :].float() * near / count
+        # the same displacement asks for an answer that grows as 1 / noise, so t sets the gain of every coordinate set
+        w = read[:, self.n_heads :].float() * near * (self.set_gain(c).exp()[:, :, None, None] / count)
         if bias is not None:
             w = w * (bias == 0)
         move = x * w.sum(-1, keepdim=True) - w @ x
@@ -108,10 +125,11 @@ class ThinPair(nn.Module):
         n_sets: int = 8,
         ffn: int = 384,
         n_basis: int = 20,
+        n_fourier: int = 6,
         precision: str = "float32",
     ) -> None:
         super().__init__()
-        self.signature, self.n_basis, self.n_sets = signature, n_basis, n_sets
+        self.signature, self.n_basis, self.n_fourier, self.n_sets = signature, n_basis, n_fourier, n_sets
         self.precision = precision
         self.atom_fields = [k for k in signature.categorical if k != "bond_types"]
         self.with_bonds = "bond_types" in signature.categorical
@@ -120,13 +138,16 @@ class ThinPair(nn.Module):
         pair_in = sum(signature.categorical["bond_types"]) if self.with_bonds else 0
         self.node_in = Linear(node_in, width)
         self.flag = nn.Parameter(torch.zeros(width))  # says that there is a previous prediction
-        self.pair_in = Linear(pair_in + 2 * n_basis, pair)
+        self.pair_in = Linear(pair_in + 2 * n_basis + 4 * n_fourier, pair)
+        # fine features only help once the noise is finer than their wavelength: t decides how much of each is let in
+        self.fourier_gate = Linear(width, n_fourier, zero=True) if n_fourier else None
         self.set_in = nn.Parameter(torch.randn(n_sets, 2) * 0.5)
         self.layers = nn.ModuleList(
             Layer(width, n_heads, pair, pair_hidden, n_sets, ffn) for _ in range(n_layers)
         )
         self.node_out = Linear(width, sum(signature.classes(k) for k in self.atom_fields), gain=0.3)
         self.set_out = Linear(width, 2 * n_sets, gain=0.3)
+        self.out_gain = Linear(width, 2 * n_sets, zero=True)
         if self.with_bonds:
             self.bond_nodes = Linear(width, pair_hidden)
             self.bond_hidden = Linear(pair, pair_hidden)
@@ -154,6 +175,9 @@ class ThinPair(nn.Module):
         d = set_distances(both)
         basis = gaussian_basis(d, self.n_basis, 6.0)
         pairs += [basis[:, 0], basis[:, 1] if memory is not None else torch.zeros_like(basis[:, 1])]
+        if self.fourier_gate is not None:
+            waves = octaves(d, self.n_fourier) * torch.sigmoid(self.fourier_gate(c)).repeat(1, 2)[:, None, None, None]
+            pairs += [waves[:, 0], waves[:, 1] if memory is not None else torch.zeros_like(waves[:, 1])]
         e = self.pair_in(torch.cat(pairs, -1).to(low))
         x = torch.einsum("kp,spnx->sknx", self.set_in, both)
         count = seen.n_atoms.reshape(-1, 1, 1, 1).float()
@@ -162,12 +186,14 @@ class ThinPair(nn.Module):
             bias = torch.zeros(mask.shape, device=noisy.device, dtype=low).masked_fill(~mask, -1e4)[:, None, None]
         for layer in self.layers:
             h, e, x = layer(h, e, x, c, bias, count)
-        return self._heads(h, e, x, both, seen, low)
+        return self._heads(h, e, x, both, c, seen, low)
 
-    def _heads(self, h: Tensor, e: Tensor, x: Tensor, both: Tensor, seen: AtomBatch, low: torch.dtype) -> AtomBatch:
+    def _heads(
+        self, h: Tensor, e: Tensor, x: Tensor, both: Tensor, c: Tensor, seen: AtomBatch, low: torch.dtype
+    ) -> AtomBatch:
         mask, sig = seen.mask, self.signature
         z = normalize(h)
-        weights = self.set_out(z).transpose(1, 2)[..., None]
+        weights = (self.set_out(z) * self.out_gain(c).exp()[:, None]).transpose(1, 2)[..., None]
         start = torch.einsum("kp,spnx->sknx", self.set_in, both)
         positions = (torch.cat([x - start, x], 1) * weights).sum(1)
         out = {"positions": center(positions, mask)}
