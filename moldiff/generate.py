@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from moldiff.generator import Generator
 
 SDF, CSV, METRICS, RUN, TIMING = "samples.sdf", "samples.csv", "metrics.json", "run.yaml", "timing.json"
+_PART = re.compile(r"\.(run\.yaml|metrics\.json|timing\.json)\..+")
 #: Packages whose versions can change what a sample is.
 PACKAGES = ("torch", "numpy", "rdkit", "e3nn")
 
@@ -42,17 +45,20 @@ class RunResult:
     drawn: int
 
 
-def open_run(out: str | Path, request: Request, device: str, resume: bool) -> Path:
+def open_run(out: str | Path, request: Request, device: str, resume: bool, model: str = "") -> Path:
     """Make the output folder ready before anything heavy: returns it, with run.yaml in it.
 
-    Raises ``BadRequest`` for a folder that is not empty without ``resume``, a resume with other settings, and a place that can't
-    be written.
+    ``device`` is the kind of device, ``model`` what the user called the model (a name or a folder). Raises ``BadRequest`` for a
+    folder that is not empty without ``resume``, a resume with other settings, and a place that can't be written.
     """
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise BadRequest(f"{out} is a file; --out takes a folder")
     left = [p.name for p in out.iterdir()] if out.exists() else []
-    left = [name for name in left if not name.startswith(f".{RUN}.")]  # a kill in the middle of writing run.yaml
+    for name in [name for name in left if _PART.match(name)]:  # what a kill in the middle of an atomic write left behind
+        left.remove(name)
+        if resume:
+            (out / name).unlink(missing_ok=True)
     asked = {**request.settings(), "device": device}
     if left and not resume:
         raise BadRequest(f"{out} is not empty; choose another folder or go on with --resume")
@@ -71,7 +77,8 @@ def open_run(out: str | Path, request: Request, device: str, resume: bool) -> Pa
 
     try:
         out.mkdir(parents=True, exist_ok=True)
-        text = yaml.safe_dump({"settings": asked, "versions": versions()}, sort_keys=False, allow_unicode=True)
+        values = {"settings": asked, "given_model": model or request.model, "versions": versions()}
+        text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
         write_atomically(out / RUN, text.encode())
     except OSError as error:
         raise BadRequest(f"can't write to {out}: {error.strerror or error}") from None
@@ -83,7 +90,7 @@ def read_run(out: str | Path) -> dict[str, Any]:
     path = Path(out) / RUN
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return {"settings": dict(values["settings"]), "versions": dict(values["versions"])}
+        return {**values, "settings": dict(values["settings"])}
     except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
         raise DamagedFile(f"{path} is not readable: {str(error).splitlines()[0]}") from None
 
@@ -176,7 +183,7 @@ def _finish(result: RunResult) -> None:
 
     metrics = {
         "n": result.n,
-        "metrics": {k: None if v != v else v for k, v in result.metrics.items()},
+        "metrics": {k: v if math.isfinite(v) else None for k, v in result.metrics.items()},
         "failures": dict(result.failures),
         "real_data": dict(result.data_row),
     }
@@ -218,3 +225,22 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "absent"
     return found
+
+
+def report_run(out: str | Path) -> Path:
+    """Evaluate the samples of a finished run in full and write ``report.html`` beside them.
+
+    Raises ``BadRequest`` for a folder without a finished run and for a model that is no longer there.
+    """
+    from moldiff.evaluation.api import evaluate
+    from moldiff.model_store import model_info
+
+    out = Path(out)
+    if not out.is_dir() or not (out / RUN).is_file():
+        raise BadRequest(f"{out} is no output folder of moldiff generate: it has no {RUN}")
+    if not finished(out):
+        raise BadRequest(f"the run in {out} is not finished; go on with moldiff generate --resume")
+    run_values = read_run(out)
+    info = model_info(run_values.get("given_model", "qm9"))
+    result = evaluate({info.name: out / SDF}, info.reference())
+    return Path(result.report(out / "report.html"))

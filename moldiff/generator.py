@@ -14,7 +14,7 @@ from moldiff.core.batch import AtomBatch
 from moldiff.core.rng import Streams
 from moldiff.device import check_batch_size, resolve_device
 from moldiff.errors import BadRequest, MoldiffError
-from moldiff.model_store import ModelInfo, load_model, model_info
+from moldiff.model_store import ModelInfo, load_model
 from moldiff.request import Request, make_request, whole_number
 from moldiff.samples import Sample, SampleSet, from_batch
 from moldiff.sampling.grids import make_grid
@@ -22,8 +22,10 @@ from moldiff.sampling.loop import sample
 from moldiff.sampling.registry import make_sampler
 from moldiff.sampling.sharpen import Sharpened
 from moldiff.sampling.tiles import Tile, TileRule, run_tiles, tile_rule
+from moldiff.sampling.watch import Watched
 
 if TYPE_CHECKING:
+    from moldiff.config import Config
     from moldiff.denoisers.base import Denoiser, NetworkDenoiser
 
 Progress = Callable[[float, int], None]
@@ -53,12 +55,17 @@ class Generator:
 
         Raises ``BadRequest`` for an unknown model or device and ``DamagedFile`` for a folder that is not as it was written.
         """
-        model_info(name_or_folder)
-        resolve_device(device)
-        return cls(*load_model(name_or_folder), device)
+        place = resolve_device(device)
+        model = load_model(name_or_folder)
+        return cls(model.info, model.denoiser, place)
 
     def __repr__(self) -> str:
         return f"Generator({self.info.name!r}, {self.info.n_parameters:,} parameters, device={str(self.device)!r})"
+
+    @property
+    def config(self) -> Config:
+        """The model's settings."""
+        return self.info.config
 
     def request(self, n: int, **options: Any) -> Request:
         """What ``sample`` with these options asks for, checked (see ``moldiff.request.make_request``)."""
@@ -81,10 +88,10 @@ class Generator:
     ) -> SampleSet:
         """Draw ``n`` samples.
 
-        ``steps`` counts network calls; ``sampler`` with its ``options`` and ``grid`` are named as in ``moldiff.sampling``; what is None
-        is the model's own setting. ``size`` is a number of atoms or a range. ``batch_size`` samples are in hand at once. ``start`` is
-        the index of the first sample, so that parts of a run can be drawn apart. ``progress`` is True for a bar or a function of
-        (samples done, n). Raises ``BadRequest`` for what the model can't do.
+        ``steps`` counts network calls; ``sampler`` with its ``options`` and ``grid`` are named as in ``moldiff.sampling``; what
+        is None is the model's own setting. ``size`` is a number of atoms or a range. ``batch_size`` samples are in hand at
+        once. ``start`` is the index of the first sample, so that parts of a run can be drawn apart. ``progress`` is True for a
+        bar or a function of (samples done, n). Raises ``BadRequest`` for what the model can't do.
         """
         request = self.request(
             n, seed=seed, steps=steps, sampler=sampler, options=options, grid=grid, temperature=temperature, size=size
@@ -151,17 +158,18 @@ class Generator:
                         progress(sum(share.values()))
 
             like = self._blank(tile.filled, tile.size)
+            watched = Watched(denoiser, tile.rows, self.device)
             sampler = make_sampler(request.sampler, request.options)
             try:
                 drawn = sample(
-                    denoiser, diffusion, like, Streams.of(request.seed, tile.filled), sampler, grid,
+                    watched, diffusion, like, Streams.of(request.seed, tile.filled), sampler, grid,
                     request.self_conditioning, on_step,
                 )  # fmt: skip
             except _Stopped:
                 return
-            # Values that are no numbers can't be looked up in a vocabulary either; classes are always in range.
-            physical = self.vocabulary.decode(drawn.to("cpu"))
-            found = from_batch(physical[: len(tile.indices)], tile.indices, self.info.config.bonds)
+            n = len(tile.indices)
+            physical = self.vocabulary.decode(drawn[:n].to("cpu"))
+            found = from_batch(physical, tile.indices, self.info.config.bonds, watched.spoilt[:n].tolist())
             with lock:
                 results.update({s.index: s for s in found})
 
@@ -184,7 +192,8 @@ class _shown:
     """A progress function for ``progress`` = False, True (a bar on the terminal) or a function."""
 
     def __init__(self, progress: Progress | bool, n: int) -> None:
-        self.progress, self.n, self.bar = progress, n, None
+        self.progress, self.n = progress, n
+        self.close: Callable[[], None] = _nothing
 
     def __enter__(self) -> Progress | None:
         if callable(self.progress):
@@ -193,12 +202,15 @@ class _shown:
             return None
         from rich.progress import Progress as Bar
 
-        self.bar = Bar(transient=True)
-        self.bar.start()
-        task = self.bar.add_task("sampling", total=self.n)
-        bar = self.bar
+        bar = Bar(transient=True)
+        bar.start()
+        self.close = bar.stop
+        task = bar.add_task("sampling", total=self.n)
         return lambda done, _: bar.update(task, completed=done)
 
     def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.stop()
+        self.close()
+
+
+def _nothing() -> None:
+    return

@@ -1,7 +1,7 @@
 """Output files that survive a kill at any moment: data first, then one line of the journal that says how far it reaches.
 
-After a kill the files are cut back to the last line that is whole; what lies behind it is drawn again, and since sample i of a seed
-is always the same, the files end up byte for byte as if nothing had happened.
+After a kill the files are cut back to the last line that is whole; what lies behind it is drawn again, and since sample i of a
+seed is always the same, the files end up byte for byte as if nothing had happened.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class JournaledFiles:
 
     def __enter__(self) -> Self:
         try:
-            self.journal = open(self.folder / JOURNAL, "a+b")  # noqa: SIM115 (closed in __exit__)
+            self.journal = open(self.folder / JOURNAL, "a+b")  # closed in close()
             try:
                 fcntl.flock(self.journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -92,7 +92,9 @@ class JournaledFiles:
         self.count = 0 if good is None else int(good["count"])
         for name in self.names:
             size = 0 if good is None else int(good["bytes"][name])
-            file = open(self.folder / name, "r+b" if (self.folder / name).exists() else "w+b")  # noqa: SIM115
+            path = self.folder / name
+            path.touch()
+            file = open(path, "r+b")  # noqa: SIM115 (closed in close())
             self.files[name] = file
             if file.seek(0, os.SEEK_END) < size:
                 raise DamagedFile(f"{self.folder / name} is shorter than when the run stopped; start again in another folder")

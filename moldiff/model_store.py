@@ -140,10 +140,23 @@ def model_info(name_or_folder: str | Path) -> ModelInfo:
     return ModelInfo(config.name, folder, config, sizes, files)
 
 
-def load_model(name_or_folder: str | Path) -> tuple[ModelInfo, NetworkDenoiser]:
-    """A model by name or folder, checked first and then loaded."""
+@dataclass(frozen=True)
+class Model:
+    """A model with its weights in memory."""
+
+    info: ModelInfo
+    denoiser: NetworkDenoiser
+
+    @property
+    def config(self) -> Config:
+        """The model's settings."""
+        return self.info.config
+
+
+def load_model(name_or_folder: str | Path) -> Model:
+    """A model by name or folder, checked first and then loaded; raises as ``model_info`` does."""
     info = model_info(name_or_folder)
-    return info, info.denoiser()
+    return Model(info, info.denoiser())
 
 
 def write_manifest(folder: Path, name: str) -> None:

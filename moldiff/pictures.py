@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from html import escape
-from typing import TYPE_CHECKING
+from math import isfinite
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +22,10 @@ BACKGROUND = "#ffffff"
 def drawing_2d(sample: Sample, size: int = 170) -> str:
     """The structural formula without hydrogens on carbon, as SVG; an empty string where there is none."""
     from rdkit import Chem, rdBase
+    from rdkit.Chem import rdDepictor
     from rdkit.Chem.Draw import rdMolDraw2D
 
-    mol = sample.to_rdkit()
+    mol = sample.to_rdkit() or sample.to_rdkit(sanitize=False)
     if mol is None or sample.bond_types is None:
         return ""
     with rdBase.BlockLogs():
@@ -32,9 +34,8 @@ def drawing_2d(sample: Sample, size: int = 170) -> str:
             flat.UpdatePropertyCache(strict=False)
             flat.RemoveAllConformers()
             drawer = rdMolDraw2D.MolDraw2DSVG(size, size)
-            drawer.drawOptions().prepareMolsBeforeDrawing = False
-            from rdkit.Chem import rdDepictor
-
+            options: Any = drawer.drawOptions()
+            options.prepareMolsBeforeDrawing = False
             rdDepictor.Compute2DCoords(flat)
             drawer.DrawMolecule(flat)
             drawer.FinishDrawing()
@@ -88,7 +89,7 @@ def drawing_3d(sample: Sample, size: int = 170) -> str:
 def sample_set_html(samples: SampleSet) -> str:
     """The set in a notebook: its rates, and the first samples with both drawings and their verdicts."""
     rates = summary_rows(samples.metrics()) if len(samples) else {}
-    numbers = " · ".join(f"{name.replace('_', ' ')} {100 * value:.1f} %" for name, value in rates.items() if value == value)
+    numbers = " · ".join(f"{name.replace('_', ' ')} {100 * value:.1f} %" for name, value in rates.items() if isfinite(value))
     cards = []
     for sample, verdict in list(zip(samples.samples, samples.verdicts, strict=True))[:SHOWN]:
         good = verdict.valid and verdict.connected
@@ -108,9 +109,8 @@ def sample_set_html(samples: SampleSet) -> str:
 def _sticks(sample: Sample) -> NDArray[np.int64]:
     from moldiff.chem.edm import edm_bond_orders
 
-    bonds = sample.bond_types
-    if bonds is None:
-        bonds = edm_bond_orders(sample.numbers, sample.positions)  # type: ignore[arg-type]  # a molecule has positions
+    known, positions = sample.bond_types, sample.positions
+    bonds = edm_bond_orders(sample.numbers, np.asarray(positions)) if known is None else known
     return np.argwhere(np.triu(bonds, 1))
 
 
@@ -119,4 +119,5 @@ def _tilt() -> NDArray[np.float64]:
     a, b = 0.35, 0.25
     about_x = np.array([[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]])
     about_y = np.array([[np.cos(b), 0, np.sin(b)], [0, 1, 0], [-np.sin(b), 0, np.cos(b)]])
-    return about_x @ about_y
+    turned: NDArray[np.float64] = about_x @ about_y
+    return turned

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moldiff.errors import BadRequest, DamagedFile
 from moldiff.samples import Sample, fault
@@ -113,11 +114,11 @@ def read_samples(path: str | Path) -> list[Sample]:
         entry = row.entry()
         index = _index(entry.name, k)
         if entry.problem or entry.numbers is None or entry.positions is None:
-            numbers = np.zeros(0) if entry.numbers is None else entry.numbers
-            empty = {"atom_types": np.asarray(numbers, dtype=np.int64), "positions": np.zeros((len(numbers), 3), dtype=np.float32)}
+            numbers = np.asarray([] if entry.numbers is None else entry.numbers, dtype=np.int64)
+            empty: dict[str, NDArray[Any]] = {"atom_types": numbers, "positions": np.zeros((len(numbers), 3), dtype=np.float32)}
             samples.append(Sample(index, empty, entry.problem or "no coordinates"))
             continue
-        data = {
+        data: dict[str, NDArray[Any]] = {
             "atom_types": np.asarray(entry.numbers, dtype=np.int64),
             "positions": np.asarray(entry.positions, dtype=np.float32),
         }

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 #: Coordinates beyond this (Å) do not fit the columns of a mol block, and are no molecule either.
 FAR = 9999.0
+NOT_FINITE = "non-finite numbers"
 FORMATS = (".sdf", ".extxyz", ".csv")
 
 
@@ -36,8 +37,9 @@ FORMATS = (".sdf", ".extxyz", ".csv")
 class Sample:
     """One generated system in physical values.
 
-    ``fields`` maps names of ``core.fields.FIELDS`` to arrays without the system axis: ``atom_types`` [N] atomic numbers, ``positions``
-    [N, 3] Å, ``bond_types`` [N, N] kekulised orders, ``charges`` [N]. ``problem`` says why a sample failed before it could be judged.
+    ``fields`` maps names of ``core.fields.FIELDS`` to arrays without the system axis: ``atom_types`` [N] atomic numbers,
+    ``positions`` [N, 3] Å, ``bond_types`` [N, N] kekulised orders, ``charges`` [N]. ``problem`` says why a sample failed before
+    it could be judged.
     """
 
     index: int
@@ -81,22 +83,20 @@ class Sample:
             self.index, self.numbers, self.positions, self.bond_types, self.charges, name=self.id, problem=self.problem
         )
 
-    def to_rdkit(self) -> Mol | None:
-        """The molecule with its conformer: sanitised where that works, else as it is; None for a failed sample."""
-        from moldiff.chem.molecules import build_molecule, raw_molecule
+    def to_rdkit(self, sanitize: bool = True) -> Mol | None:
+        """The molecule with its conformer; None for a failed sample, and for an invalid one unless ``sanitize`` is False."""
+        from moldiff.chem.molecules import raw_molecule, sanitise
 
-        if self.problem:
+        if self.problem or (sanitize and self.bond_types is None):
             return None
-        if self.bond_types is None:
-            mol: Mol = raw_molecule(self.numbers, self.positions)
-        else:
-            built = build_molecule(self.numbers, self.positions, self.bond_types, self.charges)
-            mol = built.mol if built.mol is not None else built.raw
-        mol.SetProp("_Name", self.id)
+        raw = raw_molecule(self.numbers, self.positions, self.bond_types, self.charges)
+        mol = sanitise(raw)[0] if sanitize else raw
+        if mol is not None:
+            mol.SetProp("_Name", self.id)
         return mol
 
     def to_ase(self) -> Atoms:
-        """ASE atoms; formal charges as the array ``formal_charge``, bonds as ``info["bonds"]``: ``i-j-order``, comma-separated."""
+        """ASE atoms; formal charges as array ``formal_charge``, bonds in ``info["bonds"]``: ``i-j-order``, comma-separated."""
         from ase import Atoms
 
         atoms = Atoms(numbers=self.numbers)
@@ -117,15 +117,17 @@ class Sample:
         return atoms
 
 
-def from_batch(batch: AtomBatch, indices: Sequence[int], bonds: str = "generated") -> list[Sample]:
+def from_batch(
+    batch: AtomBatch, indices: Sequence[int], bonds: str = "generated", spoilt: Sequence[bool] | None = None
+) -> list[Sample]:
     """The systems of a physical batch as samples; where a model gives no bonds they are inferred by ``edm`` or ``rdkit``.
 
-    A system with a non-finite number becomes a failed sample.
+    A system with a non-finite number, or one that had any on its way (``spoilt``), becomes a failed sample.
     """
     samples = []
-    for index, one in zip(indices, batch.to_list(), strict=True):
+    for k, (index, one) in enumerate(zip(indices, batch.to_list(), strict=True)):
         fields = {name: value[0].numpy() for name, value in one.data.items()}
-        problem = fault(fields)
+        problem = NOT_FINITE if spoilt is not None and spoilt[k] else fault(fields)
         if not problem and bonds != "generated":
             fields |= _inferred(fields, bonds)
         samples.append(Sample(index, fields, problem))
@@ -135,7 +137,7 @@ def from_batch(batch: AtomBatch, indices: Sequence[int], bonds: str = "generated
 def fault(fields: Mapping[str, NDArray[Any]]) -> str:
     """Why a system can't be judged at all, or an empty string."""
     if not all(np.isfinite(value).all() for value in fields.values()):
-        return "non-finite numbers"
+        return NOT_FINITE
     if "positions" in fields and np.abs(fields["positions"]).max(initial=0) > FAR:
         return "coordinates out of range"
     return ""
@@ -214,7 +216,7 @@ class SampleSet(Sequence[Sample]):
         return SampleSet(good, self.request, self.info)
 
     def to_rdkit(self) -> list[Mol | None]:
-        """One RDKit molecule a sample (see ``Sample.to_rdkit``); None for failed samples."""
+        """One RDKit molecule a sample, sanitised and with its conformer; None for samples that are not valid."""
         return [s.to_rdkit() for s in self.samples]
 
     def to_ase(self) -> list[Atoms]:

@@ -2,8 +2,8 @@
 which others are drawn beside it.
 
 Matrix products may round differently for different numbers of rows. So every system meets the network in its exact size
-(nothing is padded), in a tile whose number of rows is one of two fixed ones, filled up with copies; the smaller is used only where
-this machine computes the same bits for both. On a CPU each tile has one thread, and tiles run side by side.
+(nothing is padded), in a tile whose number of rows is one of two fixed ones, filled up with copies; the smaller is used only
+where this machine computes the same bits for both. On a CPU each tile has one thread, and tiles run side by side.
 """
 
 from __future__ import annotations
@@ -34,12 +34,14 @@ class TileRule:
     workers: int = 1
 
     def halved(self) -> TileRule | None:
-        """The rule for half of the memory: fewer calls at once first, then fewer rows; None at one row."""
+        """The rule for half of the memory: one call at a time first, then half of the rows; None at one row.
+
+        Down to the smallest number of rows of the original rule the results stay the same bit by bit, below it up to rounding.
+        """
+        half = self.rows[-1] // 2
         if self.workers > 1:
             return replace(self, workers=1)
-        if self.rows[-1] > 1:
-            return replace(self, rows=tuple(sorted({max(1, r // 2) for r in self.rows})))
-        return None
+        return replace(self, rows=(*(r for r in self.rows if r < half), half)) if half else None
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,7 @@ def _run(
             draw(tile, stop)
             if not stop.is_set():
                 finished.add(tile)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 (raised again in the caller's thread)
             trouble.append(error)
             stop.set()
 

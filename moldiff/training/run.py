@@ -6,6 +6,7 @@ import logging
 import os
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,19 @@ from moldiff.errors import BadRequest
 from moldiff.sampling.ddpm import DDPM
 from moldiff.sampling.grids import uniform_grid
 from moldiff.sampling.loop import sample
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """The denoiser with its averaged weights; whether the run reached its end (rather than being asked to stop); optimiser steps,
+    seconds and systems seen over all resumes; and whether this is the process that writes files."""
+
+    denoiser: NetworkDenoiser
+    complete: bool
+    steps: int
+    seconds: float
+    seen: int
+    main_process: bool
 
 
 def draw_sizes(histogram: Mapping[int, int], n: int, seed: int) -> list[int]:
@@ -87,8 +101,8 @@ def fit(
     resume: bool = False,
     start_from: Mapping[str, Tensor] | None = None,
     **trainer_options: Any,
-) -> NetworkDenoiser:
-    """Train on a store's columns and return the denoiser with its averaged weights.
+) -> FitResult:
+    """Train on a store's columns.
 
     ``out`` receives ``state.pt``, ``settings.yaml``, ``curve.csv``, ``curve.png`` and ``samples.csv``. ``resume`` continues
     from ``out/state.pt`` exactly; ``start_from`` gives first weights (fine-tuning). ``trainer_options`` go to Lightning's
@@ -147,4 +161,4 @@ def fit(
     print(f"{config.name}: {n_parameters(denoiser):,} parameters, {len(batches):,} systems", flush=True)
     trainer.fit(module)
     module.ema.swap(denoiser)
-    return denoiser
+    return FitResult(denoiser, module.progress >= 1, module.done, module.elapsed, module.seen, trainer.is_global_zero)

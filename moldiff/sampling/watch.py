@@ -1,0 +1,24 @@
+"""Watching a denoiser for numbers that are none: a spoilt system is known even where its final classes look sound."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from moldiff.core.batch import AtomBatch
+from moldiff.denoisers.base import Denoiser
+
+
+class Watched:
+    """A denoiser that remembers which systems of a batch ever had a non-finite prediction: ``spoilt``, bool [S]."""
+
+    def __init__(self, denoiser: Denoiser, n_systems: int, device: torch.device) -> None:
+        self.denoiser = denoiser
+        self.spoilt = torch.zeros(n_systems, dtype=torch.bool, device=device)
+
+    def __call__(self, xt: AtomBatch, t: Tensor, previous: AtomBatch | None = None) -> AtomBatch:
+        prediction = self.denoiser(xt, t, previous)
+        for value in prediction.data.values():
+            # A sum is non-finite where any of its terms is; one pass over the largest tensors instead of three.
+            self.spoilt |= ~torch.isfinite(value.flatten(1).sum(1))
+        return prediction
