@@ -153,7 +153,7 @@ def sampling_row(model: str, n: int, calls: int | None, device: str) -> Row:
     valid = sum(s.valid for s in samples.verdicts)
     return {
         "n": n,
-        "calls": calls or generator.config.sampling.steps,
+        "calls": calls or generator.info.config.sampling.steps,
         "seconds": round(duration, 2),
         "molecules_per_s": round(n / duration, 2),
         "valid": valid,
@@ -179,10 +179,10 @@ def bench(
 
     if threads:
         torch.set_num_threads(threads)
-    loaded = load_model(model)
-    config = loaded.config
+    info, denoiser = load_model(model)
+    config = info.config
     where = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else "cpu" if device == "auto" else device)
-    denoiser = loaded.denoiser.to(where).eval()
+    denoiser = denoiser.to(where).eval()
     low = torch.bfloat16 if getattr(denoiser.network, "precision", "") == "bfloat16" else torch.float32
     result: dict[str, Any] = {
         "model": model,
