@@ -109,8 +109,10 @@ def fit(
     Trainer (devices, num_nodes, strategy, accelerator ...).
     """
     warnings.filterwarnings("ignore", module="lightning")
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     import lightning
+
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
     from moldiff.training.callbacks import Clock, Curve, Monitor, SaveState
     from moldiff.training.module import DiffusionModule, TrainOptions
