@@ -175,7 +175,7 @@ class Generator:
 
         def halved(rule: TileRule) -> None:
             if notice is not None:
-                notice(f"out of memory: going on with {rule.rows[-1]} systems a call, {rule.workers} at once")
+                notice(f"out of memory: going on with {rule.most} systems a call, {rule.workers} at once")
 
         sizes = [(i, request.size_of(i)) for i in indices]
         try:

@@ -1,9 +1,10 @@
 """Tiles: groups of equally large systems that go through the network together, chosen so that a sample never depends on
 which others are drawn beside it.
 
-Matrix products may round differently for different numbers of rows. So every system meets the network in its exact size
-(nothing is padded), in a tile whose number of rows is one of two fixed ones, filled up with copies; the smaller is used only
-where this machine computes the same bits for both. On a CPU each tile has one thread, and tiles run side by side.
+Matrix products may round differently for few rows, and for padded ones. So every system meets the network in its exact size,
+and a call never has fewer rows than a small number, filled up with copies. Whether that many rows and more give the same bits is
+tried on the machine at hand; where they don't, every call gets one fixed number of rows. On a CPU each tile has one thread
+(products on several threads are cut up by their size) and tiles run side by side.
 """
 
 from __future__ import annotations
@@ -21,27 +22,32 @@ from moldiff.core.rng import Streams
 from moldiff.denoisers.base import Denoiser
 from moldiff.diffusion.joint import Diffusion
 
-#: Rows of a call by the kind of device, small and large.
-ROWS = {"cpu": (8, 16)}
+#: Least and most rows of a call by the kind of device.
+ROWS = {"cpu": (6, 64)}
 ROWS_ELSEWHERE = (32, 256)
+#: Rows of every call on a CPU whose products round differently for different numbers of rows.
+FIXED_ROWS = {"cpu": 16}
+#: Tiles are not cut below this many rows to occupy more cores.
+WORTH_A_CORE = 16
 
 
 @dataclass(frozen=True)
 class TileRule:
-    """How many rows a call may have, ascending, and how many calls run side by side."""
+    """How many rows a call may have, and how many calls run side by side."""
 
-    rows: tuple[int, ...]
+    least: int
+    most: int
     workers: int = 1
 
     def halved(self) -> TileRule | None:
         """The rule for half of the memory: one call at a time first, then half of the rows; None at one row.
 
-        Down to the smallest number of rows of the original rule the results stay the same bit by bit, below it up to rounding.
+        Down to the least number of rows of the first rule the results stay the same bit by bit, below it up to rounding.
         """
-        half = self.rows[-1] // 2
         if self.workers > 1:
             return replace(self, workers=1)
-        return replace(self, rows=(*(r for r in self.rows if r < half), half)) if half else None
+        half = self.most // 2
+        return replace(self, least=min(self.least, half), most=half) if half else None
 
 
 @dataclass(frozen=True)
@@ -63,39 +69,54 @@ def n_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def make_tiles(sizes: Iterable[tuple[int, int]], rows: Sequence[int]) -> list[Tile]:
+def make_tiles(sizes: Iterable[tuple[int, int]], rule: TileRule) -> list[Tile]:
     """Group (index, size) pairs into tiles, the largest systems first so that the last calls are short."""
+    pairs = list(sizes)
+    fair = -(-len(pairs) // rule.workers)
+    most = max(rule.least, min(rule.most, max(fair, WORTH_A_CORE)))
     groups: dict[int, list[int]] = {}
-    for index, size in sizes:
+    for index, size in pairs:
         groups.setdefault(size, []).append(index)
     tiles = []
     for size, members in sorted(groups.items(), reverse=True):
-        while members:
-            fitting = next((r for r in rows if r >= len(members)), rows[-1])
-            tiles.append(Tile(size, tuple(members[:fitting]), fitting))
-            members = members[fitting:]
+        n_parts = -(-len(members) // most)
+        length = -(-len(members) // n_parts)
+        for k in range(0, len(members), length):
+            part = tuple(members[k : k + length])
+            tiles.append(Tile(size, part, max(len(part), rule.least)))
     return tiles
 
 
-def tile_rule(denoiser: Denoiser, diffusion: Diffusion, like: Callable[[Sequence[int], int], AtomBatch],
-              sizes: Sequence[int], device: torch.device) -> TileRule:  # fmt: skip
+def tile_rule(
+    denoiser: Denoiser,
+    diffusion: Diffusion,
+    like: Callable[[Sequence[int], int], AtomBatch],
+    sizes: Sequence[int],
+    device: torch.device,
+) -> TileRule:
     """The rule for this network on this machine.
 
-    ``like(indices, size)`` gives blank systems. For each of ``sizes`` a small and a large call are compared bit by bit, rows in
-    other places; where they differ, only the large number of rows is used.
+    ``like(indices, size)`` gives blank systems. For each of ``sizes`` a small and a larger call are compared bit by bit, rows in
+    other places; where they differ, every call gets one fixed number of rows.
     """
-    small, large = ROWS.get(device.type, ROWS_ELSEWHERE)
+    least, most = ROWS.get(device.type, ROWS_ELSEWHERE)
+    fixed = FIXED_ROWS.get(device.type, most)
     workers = n_cores() if device.type == "cpu" else 1
     with one_thread(device):
-        same = all(_same_bits(denoiser, diffusion, like, n, small, large, device) for n in sizes)
-    return TileRule((small, large) if same else (large,), workers)
+        same = all(_same_bits(denoiser, diffusion, like, n, least, fixed, device) for n in sizes)
+    return TileRule(least, most, workers) if same else TileRule(fixed, fixed, workers)
 
 
 @torch.no_grad()
 def _same_bits(
-    denoiser: Denoiser, diffusion: Diffusion, like: Callable[[Sequence[int], int], AtomBatch], n: int, small: int,
-    large: int, device: torch.device,
-) -> bool:  # fmt: skip
+    denoiser: Denoiser,
+    diffusion: Diffusion,
+    like: Callable[[Sequence[int], int], AtomBatch],
+    n: int,
+    small: int,
+    large: int,
+    device: torch.device,
+) -> bool:
     xt = diffusion.prior(like(range(large), n), Streams.of(0, range(large)))
     part = torch.arange(large - small - 1, large - 1).flip(0).to(device)
     t = torch.full((large,), 0.5, device=device)
@@ -143,7 +164,7 @@ def run_tiles(
     todo = list(sizes)
     while todo:
         with one_thread(device):
-            failed = _run(draw, make_tiles(todo, rule.rows), rule.workers, device)
+            failed = _run(draw, make_tiles(todo, rule), rule.workers, device)
         if failed is None:
             break
         error, lost = failed
