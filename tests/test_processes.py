@@ -110,7 +110,7 @@ def test_eps_loss_is_the_plain_error_of_eps(name: str) -> None:
     oracle = default_oracle(diffusion)
     x0, t = oracle.draw(5, 0), torch.tensor([0.05, 0.3, 0.6, 0.9, 0.99])
     xt = diffusion.noise(x0, t, Streams.single(1))
-    clean = oracle.fields[name].certain(process, x0.data[name])
+    clean = oracle.fields[name].certain(process, x0.data[name], xt.data[name], t)
     alpha, sigma = POLY.alpha(t)[:, None, None], POLY.sigma(t)[:, None, None]
     true = (xt.data[name] - alpha * clean) / (sigma * process.scale)
     guess = true + 0.3 * torch.randn(true.shape, generator=torch.Generator().manual_seed(0)) * x0.mask[..., None]

@@ -57,7 +57,8 @@ def minimum_image_pairs(frac_coords: Tensor, lattice: Tensor) -> Tensor:
 def volume(lattice: Tensor) -> Tensor:
     """Volume of the cell, in Å^3: [..., 3, 3] -> [...]."""
     a, b, c = lattice.unbind(-2)
-    return (torch.linalg.cross(a, b) * c).sum(-1).abs()
+    mixed: Tensor = (torch.linalg.cross(a, b) * c).sum(-1)
+    return mixed.abs()
 
 
 def inverse(lattice: Tensor) -> Tensor:

@@ -30,6 +30,9 @@ class Process(ABC):
     reversible: bool = True
     """Whether a step at eta 1 is the exact reverse of ``renoise``, so that (x_s, x_t) is distributed as in noising."""
 
+    stochastic: bool = True
+    """Whether noise can be put in: a step obeys eta, and ``renoise`` exists (where it does not, it raises ``BadRequest``)."""
+
     @abstractmethod
     def prior(self, like: AtomBatch, rng: Streams) -> Tensor:
         """A draw at t = 1, of the shape that ``like``'s mask asks for."""

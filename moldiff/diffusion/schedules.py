@@ -91,6 +91,25 @@ class Linear(Schedule):
         return 1 - t
 
 
+class Straight(Schedule):
+    """alpha = 1 and sigma = t: the straight line on a torus, where nothing shrinks and noise at t = 1 fills the cell."""
+
+    def __init__(self, clip: float = 1e-4) -> None:
+        self.clip = clip
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return t.clamp_min(self.clip)
+
+    def keep(self, t: Tensor) -> Tensor:
+        return 1 - t
+
+    def time_of_ratio(self, ratio: Tensor) -> Tensor:
+        return ratio.clamp(self.clip, 1)
+
+
 class VarianceExploding(Schedule):
     """alpha = 1 and a sigma(t) whose logarithm is normal when t is uniform (Karras et al. 2022's training density).
 
@@ -125,5 +144,6 @@ SCHEDULES: dict[str, type[Schedule]] = {
     "cosine": Cosine,
     "polynomial": Polynomial,
     "linear": Linear,
+    "straight": Straight,
     "variance_exploding": VarianceExploding,
 }

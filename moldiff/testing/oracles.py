@@ -51,9 +51,18 @@ class FieldModel(ABC):
     def posterior(self, process: Process, xt: Tensor, t: Tensor, weight: Tensor) -> Tensor:
         """The exact clean prediction, given the posterior weight of each component [S, K]."""
 
+    #: Noise over signal, from and to, between which the order of a deterministic sampler is measured.
+    span: tuple[float, float] = (10.0, 0.1)
+
     @abstractmethod
-    def certain(self, process: Process, value: Tensor) -> Tensor:
-        """The prediction of a denoiser that knows the clean value."""
+    def certain(
+        self, process: Process, value: Tensor, xt: Tensor, t: Tensor, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """The prediction of a denoiser that knows the clean value.
+
+        Where noise may have led from it to x_t by several ways (around a torus) one is drawn by its probability; without a
+        ``generator`` the shortest is taken.
+        """
 
     @abstractmethod
     def features(self, value: Tensor) -> Tensor:
@@ -115,7 +124,9 @@ class NormalField(FieldModel):
         mean = (weight.reshape(shape) * (self.means + gain * off)).sum(1)
         return self._pad(mean, xt.shape[1] if self.per_atom else 0)
 
-    def certain(self, process: Process, value: Tensor) -> Tensor:
+    def certain(
+        self, process: Process, value: Tensor, xt: Tensor, t: Tensor, generator: torch.Generator | None = None
+    ) -> Tensor:
         return value
 
     def features(self, value: Tensor) -> Tensor:
@@ -204,7 +215,9 @@ class ClassField(FieldModel):
         p = likelihood * torch.einsum("ske,kec->sec", share, self.probabilities)
         return self._spread(p if process.continuous else p.clamp_min(1e-30).log(), xt.shape[1])
 
-    def certain(self, process: Process, value: Tensor) -> Tensor:
+    def certain(
+        self, process: Process, value: Tensor, xt: Tensor, t: Tensor, generator: torch.Generator | None = None
+    ) -> Tensor:
         known = torch.nn.functional.one_hot(self.entries(value), self.n_classes).float()
         return self._spread(known if process.continuous else (known - 1) * 80.0, value.shape[1])
 
@@ -255,42 +268,3 @@ class MixtureOracle:
     def features(self, batch: AtomBatch) -> Tensor:
         """All fields' features side by side: [S, D]."""
         return torch.cat([f.features(batch.data[k]) for k, f in self.fields.items()], -1)
-
-
-def default_model(process: Process, n_atoms: int = 3, n_components: int = 3, seed: int = 0, free: int = -1) -> FieldModel:
-    """Data for one process: well separated normals, or uneven classes.
-
-    Of a categorical field the first ``free`` entries depend on the component and the others do not (-1: all depend).
-    """
-    generator = torch.Generator().manual_seed(seed + sum(map(ord, process.name)))
-    f = field(process.name)
-    if f.categorical:
-        n_entries = n_atoms if f.scope == "atom" else n_atoms * (n_atoms - 1) // 2
-        n_classes = int(process.n_classes)  # type: ignore[attr-defined]
-        p = torch.randn(n_components, n_entries, n_classes, generator=generator).mul(1.2).softmax(-1)
-        if free >= 0:
-            p[:, free:] = p[:1, free:]
-        return ClassField(process.name, p, n_atoms)
-    scale = float(getattr(process, "scale", 1.0))
-    lead = (n_atoms,) if f.scope == "atom" else ()
-    means = torch.randn(n_components, *lead, *(int(k or 1) for k in f.shape), generator=generator)
-    stds = torch.linspace(0.25, 0.45, n_components)
-    return NormalField(process.name, means * scale, stds * scale, bool(getattr(process, "zero_mean", False)))
-
-
-def default_oracle(diffusion: Diffusion, n_atoms: int = 3, seed: int = 0, entangled: bool = False) -> MixtureOracle:
-    """Correlated data for every field of a diffusion.
-
-    All continuous fields depend on the component, and of the classes one entry in all, so that classes given x_t are
-    independent and every step rule is exact. ``entangled`` lets every class depend on it: then only rules that draw from
-    the posterior become exact, as steps get small.
-    """
-    weights = torch.tensor([0.5, 0.3, 0.2])
-    models, free = {}, 1
-    for name, process in diffusion.processes.items():
-        if process.continuous or entangled:
-            models[name] = default_model(process, n_atoms, len(weights), seed)
-        else:
-            models[name] = default_model(process, n_atoms, len(weights), seed, free)
-            free = 0
-    return MixtureOracle(weights, n_atoms, models)

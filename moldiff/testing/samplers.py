@@ -17,7 +17,8 @@ from moldiff.diffusion.joint import Diffusion
 from moldiff.diffusion.schedules import VarianceExploding
 from moldiff.sampling.grids import make_grid
 from moldiff.sampling.loop import Memory, Sampler, sample
-from moldiff.testing.oracles import ClassField, MixtureOracle, default_oracle
+from moldiff.testing.defaults import default_oracle
+from moldiff.testing.oracles import ClassField, MixtureOracle
 from moldiff.testing.report import Report
 from moldiff.testing.statistics import (
     energy_test,
@@ -136,17 +137,17 @@ def _order(report: Report, sampler: Sampler, diffusion: Diffusion, oracle: Mixtu
     alone = Diffusion({name: diffusion.processes[name]})
     model = MixtureOracle(oracle.weights, oracle.n_atoms, {name: oracle.fields[name]}, oracle.padding)
     exact, x0 = model.denoiser(alone), model.draw(32, seed)
-    span = math.log(10.0), math.log(0.1)  # of noise over signal: where structure is decided, and is not yet
-    first = alone.schedule.time_of_ratio(torch.full((32,), span[0]).exp())
+    high, low = (math.log(x) for x in model.fields[name].span)  # where structure is decided, and is not yet
+    first = alone.schedule.time_of_ratio(torch.full((32,), high).exp())
     start = alone.noise(x0, first, Streams.single(seed))
 
     def run(n_steps: int, seed: int) -> Tensor:
-        times = alone.schedule.time_of_ratio(torch.linspace(*span, n_steps + 1).exp())
+        times = alone.schedule.time_of_ratio(torch.linspace(high, low, n_steps + 1).exp())
         memory, rng, xt = Memory(exact), Streams.single(seed), start
         sampler.start(n_steps)
         for t, s in pairwise(times):
             xt = sampler.step(memory, alone, xt, t.expand(32), s.expand(32), rng)
-        return xt.data[name]
+        return model.fields[name].features(xt.data[name])
 
     if not torch.equal(run(4, 1), run(4, 2)):
         return  # noise is injected: there is no path whose error could be measured
