@@ -63,6 +63,7 @@ class TrainingConfig(_Strict):
     ema: float = Field(0.999, ge=0, lt=1)
     self_conditioning: float = Field(0.5, ge=0, le=1)
     condition_dropout: float = Field(0.12, ge=0, le=1)
+    time_power: float = Field(1.0, gt=0)  # above 1: more training at low noise, where geometry is decided
     max_steps: int | None = Field(None, ge=1)
     max_minutes: float | None = Field(None, gt=0)
     seed: int = 0

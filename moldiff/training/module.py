@@ -29,6 +29,7 @@ class TrainOptions:
     ema: float = 0.999
     self_conditioning: float = 0.5
     condition_dropout: float = 0.12
+    time_power: float = 1.0
     max_steps: int | None = None
     max_minutes: float | None = None
     seed: int = 0
@@ -79,7 +80,7 @@ class DiffusionModule(lightning.LightningModule):
     def losses(self, x0: AtomBatch, rng: Streams) -> dict[str, Tensor]:
         """Per-field losses of a clean encoded batch, [S] each."""
         diffusion, p = self.denoiser.diffusion, self.options.self_conditioning
-        t = rng.times(x0.n_systems, x0.device).clamp(1e-4, 1.0)
+        t = rng.times(x0.n_systems, x0.device).pow(self.options.time_power).clamp(1e-4, 1.0)
         xt = diffusion.noise(x0, t, rng)
         coins = torch.rand(2 + x0.n_systems, generator=rng.shared).tolist()
         if "conditions" in x0:
@@ -119,7 +120,7 @@ class DiffusionModule(lightning.LightningModule):
         decayed = [p for p in self.denoiser.parameters() if p.dim() >= 2]
         plain = [p for p in self.denoiser.parameters() if p.dim() < 2]
         groups = [{"params": decayed, "weight_decay": o.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        return torch.optim.AdamW(groups, lr=o.lr, betas=(0.9, 0.98))
+        return torch.optim.AdamW(groups, lr=o.lr, betas=(0.9, 0.98), fused=True)
 
     def train_dataloader(self) -> DataLoader[int]:
         stop = self.options.max_steps if self.options.max_steps else self.done + 10**9
