@@ -18,7 +18,9 @@ SETTINGS = {
     "data": {"name": "tiny"},
     "vocabulary": {"atom_types": [1, 6, 7, 8], "charges": [-1, 0, 1], "bond_types": [0, 1, 2, 3]},
     "fields": {
-        "positions": {"process": "gaussian", "schedule": {"name": "variance_exploding"}, "parameterization": "karras", "scale": 1.4},
+        "positions": {
+            "process": "gaussian", "schedule": {"name": "variance_exploding"}, "parameterization": "karras", "scale": 1.4,
+        },
         "atom_types": {"process": "categorical"},
         "charges": {"process": "categorical"},
         "bond_types": {"process": "categorical"},

@@ -50,7 +50,8 @@ def test_help_imports_nothing_heavy():
 
 def test_generate_writes_files_and_shows_the_table(run, tiny_model, tmp_path):
     out = tmp_path / "out"
-    code, shown, err = run("generate", "--model", tiny_model, "-n", 4, "--out", out, "--steps", 3, "--device", "cpu", "--size", "5-8")
+    options = ["--steps", 3, "--device", "cpu", "--size", "5-8"]
+    code, shown, err = run("generate", "--model", tiny_model, "-n", 4, "--out", out, *options)
     assert code == 0, err
     for words in ("valid and connected", "unique of valid", "atom stability", "molecule stability", "real data", "4 samples in"):
         assert words in shown
@@ -61,9 +62,7 @@ def test_generate_writes_files_and_shows_the_table(run, tiny_model, tmp_path):
     assert {"validity", "valid_connected"} <= set(json.loads((out / "metrics.json").read_text())["metrics"])
     code, _, err = run("generate", "--model", tiny_model, "-n", 4, "--out", out)
     assert code == 2 and err == f"error: {out} is not empty; choose another folder or go on with --resume\n"
-    code, shown, _ = run(
-        "generate", "--model", tiny_model, "-n", 4, "--out", out, "--steps", 3, "--device", "cpu", "--size", "5-8", "--resume"
-    )
+    code, shown, _ = run("generate", "--model", tiny_model, "-n", 4, "--out", out, *options, "--resume")
     assert code == 0 and "nothing was left to draw" in shown
 
 

@@ -144,7 +144,8 @@ def test_halving_ends():
 @pytest.mark.parametrize("precision", ["bfloat16", "float32"])
 @pytest.mark.parametrize("n_atoms", [9, 18, 29])
 def test_a_network_of_the_shipped_size_gives_the_same_bits_for_any_number_of_rows(precision, n_atoms):
-    denoiser = build_denoiser(tiny_config(network={"name": "thin_pair", "n_layers": 2, "precision": precision}, max_atoms=29)).eval()
+    network = {"name": "thin_pair", "n_layers": 2, "precision": precision}
+    denoiser = build_denoiser(tiny_config(network=network, max_atoms=29)).eval()
     xt = denoiser.diffusion.prior(AtomBatch(torch.ones(64, n_atoms, dtype=torch.bool)), Streams.of(0, range(64)))
 
     def twice(rows: torch.Tensor) -> AtomBatch:

@@ -105,8 +105,8 @@ def test_left_overs_of_atomic_writes_are_cleared(generator, whole, tmp_path):
 def test_kill_minus_9_of_the_real_command(whole, tiny_model, tmp_path):
     out = tmp_path / "run"
     command = [
-        sys.executable, "-m", "moldiff.cli", "generate", "--model", str(tiny_model), "-n", str(N), "--seed", "1", "--out", str(out),
-        "--batch-size", "1", "--device", "cpu",
+        sys.executable, "-m", "moldiff.cli", "generate", "--model", str(tiny_model), "-n", str(N), "--seed", "1",
+        "--out", str(out), "--batch-size", "1", "--device", "cpu",
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
