@@ -58,7 +58,7 @@ class Crystal:
     @property
     def positions(self) -> NDArray[np.float64]:
         """Cartesian coordinates [N, 3] (Å)."""
-        return np.asarray(self.frac_coords @ self.lattice)
+        return np.asarray(self.frac_coords @ self.lattice, dtype=np.float64)
 
     @property
     def density(self) -> float:
@@ -76,7 +76,8 @@ class Crystal:
     def angles(self) -> NDArray[np.float64]:
         """Angles alpha, beta, gamma of the cell [3] (degrees)."""
         u = self.lattice / self.lengths[:, None]
-        return np.degrees(np.arccos(np.clip([u[1] @ u[2], u[0] @ u[2], u[0] @ u[1]], -1, 1)))
+        cosines = np.clip([u[1] @ u[2], u[0] @ u[2], u[0] @ u[1]], -1, 1)
+        return np.asarray(np.degrees(np.arccos(cosines)), dtype=np.float64)
 
     @cached_property
     def min_distance(self) -> float:

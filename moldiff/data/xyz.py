@@ -8,6 +8,7 @@ from itertools import chain, count
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moldiff.data.entry import Entry
 from moldiff.data.tables import read_columns
@@ -27,30 +28,13 @@ class XyzRow:
 
     def entry(self) -> Entry:
         """Parse the frame: species and positions, numbers of an extended comment as properties, its charge if it has one."""
-        if len(self.lines) < self.n_atoms:
-            return self._rejected(f"truncated: {len(self.lines)} of {self.n_atoms} atoms")
-        if self.n_atoms < 1:
-            return self._rejected("no atoms")
         try:
-            info = _comment(self.comment)
-            kind, place = _layout(str(info.pop("Properties", "")))
+            numbers, positions, info = parse_frame(self)
         except ValueError as error:
-            return self._rejected(f"unreadable comment: {error}")
+            return self._rejected(str(error))
         if "Lattice" in info and np.any(info.get("pbc", True)):
             return self._rejected("periodic, not a molecule")
         info = {key: value for key, value in info.items() if key not in ("Lattice", "pbc")}
-        numbers = np.zeros(self.n_atoms, dtype=np.int64)
-        positions = np.zeros((self.n_atoms, 3))
-        for i, line in enumerate(self.lines):
-            # Mathematica's exponent stands in the raw files of QM9.
-            words = line.replace("*^", "e").split()
-            try:
-                numbers[i] = atomic_number(words[kind])
-                positions[i] = [float(word) for word in words[place : place + 3]]
-            except (ValueError, IndexError):
-                return self._rejected(f"unreadable line of atom {i + 1}")
-            if numbers[i] == 0:
-                return self._rejected(f"unknown element {words[kind][:12]!r}")
         charge = next((info.pop(key) for key in list(info) if key.lower() in _CHARGES), None)
         scalars = ((key, value) for key, value in info.items() if np.ndim(value) == 0 and not isinstance(value, bool))
         properties, texts, number, label = read_columns(scalars)
@@ -67,6 +51,32 @@ class XyzRow:
 
     def _rejected(self, problem: str) -> Entry:
         return Entry(self.row, self.name, self.row, problem=problem)
+
+
+def parse_frame(frame: XyzRow) -> tuple[NDArray[np.int64], NDArray[np.float64], dict[str, Any]]:
+    """Return atomic numbers [N], positions [N, 3] (Å) and the keys of the comment; raises ValueError with the reason."""
+    if len(frame.lines) < frame.n_atoms:
+        raise ValueError(f"truncated: {len(frame.lines)} of {frame.n_atoms} atoms")
+    if frame.n_atoms < 1:
+        raise ValueError("no atoms")
+    try:
+        info = _comment(frame.comment)
+        kind, place = _layout(str(info.pop("Properties", "")))
+    except ValueError as error:
+        raise ValueError(f"unreadable comment: {error}") from error
+    numbers = np.zeros(frame.n_atoms, dtype=np.int64)
+    positions = np.zeros((frame.n_atoms, 3))
+    for i, line in enumerate(frame.lines):
+        # Mathematica's exponent stands in the raw files of QM9.
+        words = line.replace("*^", "e").split()
+        try:
+            numbers[i] = atomic_number(words[kind])
+            positions[i] = [float(word) for word in words[place : place + 3]]
+        except (ValueError, IndexError) as error:
+            raise ValueError(f"unreadable line of atom {i + 1}") from error
+        if numbers[i] == 0:
+            raise ValueError(f"unknown element {words[kind][:12]!r}")
+    return numbers, positions, info
 
 
 def read_xyz(lines: Iterable[str], label: str, rows: Iterator[int] | None = None) -> Iterator[XyzRow | Entry]:

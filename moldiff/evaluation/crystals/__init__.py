@@ -1,0 +1,1 @@
+"""Metrics of crystals: validity, matching, novelty, distributions, energies, and the substitution baseline."""
