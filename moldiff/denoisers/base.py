@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
 from moldiff.core.batch import AtomBatch
 from moldiff.diffusion.joint import Diffusion
@@ -54,9 +55,20 @@ class NetworkDenoiser(nn.Module):
 
     def forward(self, xt: AtomBatch, t: Tensor, previous: AtomBatch | None = None) -> AtomBatch:
         seen = self.diffusion.network_input(xt, t)
-        memory = None if previous is None else self.diffusion.self_condition(previous)
-        raw: Any = self.network(seen, t, memory)
+        raw: Any = self.network(seen, t, None if previous is None else self._memory(seen, previous))
         return self.diffusion.to_clean(raw, xt, t)
+
+    def _memory(self, seen: AtomBatch, previous: AtomBatch) -> AtomBatch:
+        """The previous prediction as the network sees it; fields that are given stand in it as what they are, with certainty."""
+        memory = self.diffusion.self_condition(previous)
+        signature: Signature | None = getattr(self.network, "signature", None)
+        if signature is None:
+            return memory
+        given = {name: seen.data[name] for name in signature.continuous if name not in memory}
+        for name in signature.categorical:
+            if name not in memory:
+                given[name] = one_hot(seen.data[name], signature.classes(name)).float()
+        return memory.replace(**given) if given else memory
 
 
 def n_parameters(module: nn.Module) -> int:

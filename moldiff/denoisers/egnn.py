@@ -14,25 +14,7 @@ from moldiff.core.batch import AtomBatch
 from moldiff.core.geometry import center, pair_vectors
 from moldiff.denoisers.base import Signature
 from moldiff.denoisers.layers.classes import AtomLogits, ClassInputs, condition_features, require_positions
-
-
-class PairLinear(nn.Module):
-    """A linear layer on [h_i, h_j, e_ij] of all pairs, computed without building that tensor.
-
-    W [h_i, h_j, e_ij] = A h_i + B h_j + C e_ij: two products over N atoms and a thin one over N^2 pairs give the same numbers
-    as one wide product over N^2 pairs.
-    """
-
-    def __init__(self, width: int, n_edge: int, n_out: int) -> None:
-        super().__init__()
-        self.width = width
-        self.linear = nn.Linear(2 * width + n_edge, n_out)
-
-    def forward(self, h: Tensor, e: Tensor) -> Tensor:
-        """h [S, N, width], e [S, N, N, n_edge] -> [S, N, N, n_out]."""
-        first, second, edge = self.linear.weight.split([self.width, self.width, e.shape[-1]], 1)
-        here, there = F.linear(h, first, self.linear.bias), F.linear(h, second)
-        return F.linear(e, edge).add_(here[:, :, None]).add_(there[:, None])
+from moldiff.denoisers.layers.pairs import PairLinear
 
 
 class EGNNLayer(nn.Module):

@@ -72,7 +72,7 @@ class AtomLogits(nn.Module):
         """h [S, N, width] and mask [S, N] -> {field: [S, N, classes]}."""
         if self.out is None:
             return {}
-        parts = torch.where(mask[..., None], self.out(h), 0.0).split(list(self.sizes.values()), -1)
+        parts = torch.split(torch.where(mask[..., None], self.out(h), 0.0), list(self.sizes.values()), -1)
         return dict(zip(self.sizes, parts, strict=True))
 
 
