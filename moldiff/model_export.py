@@ -7,7 +7,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,18 +126,22 @@ def portable(config: Config) -> Config:
 
 
 def reference_of(store: Store, config: Config) -> Reference | None:
-    """The reference of a training split, with the rates of held-out real molecules as its data row."""
-    from moldiff.evaluation.molecules.basic import evaluate_basic
+    """The reference of a training split; its data row holds the metrics of random real molecules that were held out."""
+    import numpy as np
+
+    from moldiff.evaluation.molecules.data_row import make_data_row
+    from moldiff.evaluation.molecules.sets import Settings
     from moldiff.evaluation.reference import build_reference, entries_of
 
     if store.kind != "molecule":
         return None
     reference = build_reference(store)
-    split = config.data.held_out if config.data.held_out in store.meta["splits"] else config.data.split
-    held_out = Store(store.folder, split)
-    entries = [replace(entry, name="") for entry in entries_of(held_out, range(min(len(held_out), N_DATA_ROW)))]
-    result = evaluate_basic(entries, reference)
-    return reference.with_data_row({"split": split, "n": len(entries), "metrics": result.metrics})
+    if config.data.held_out not in store.meta["splits"]:
+        return reference
+    held_out = Store(store.folder, config.data.held_out)
+    chosen = np.sort(np.random.default_rng(0).permutation(len(held_out))[:N_DATA_ROW]).tolist()
+    rows = list(entries_of(held_out, chosen))
+    return reference.with_data_row(make_data_row(rows, f"{reference.name}, held out", reference, Settings()))
 
 
 def card_text(

@@ -57,7 +57,7 @@ def drawing_3d(sample: Sample, size: int = 170) -> str:
     axes = np.linalg.svd(x, full_matrices=True)[2] if len(x) > 1 else np.eye(3)
     x = x @ axes.T @ _tilt()
     z = sample.numbers
-    radii = 0.45 * covalent_radii[z]
+    radii = 0.5 * covalent_radii[z]
     reach = float(np.abs(x[:, :2]).max() + radii.max() + 0.1)
     scale = size / (2 * reach)
     depth = (x[:, 2] - x[:, 2].min()) / max(float(np.ptp(x[:, 2])), 1e-6)
@@ -71,15 +71,17 @@ def drawing_3d(sample: Sample, size: int = 170) -> str:
             dx, dy = across * (k - (order - 1) / 2) * 0.19 * scale
             line = (
                 f'<line x1="{px[i] + dx:.1f}" y1="{py[i] + dy:.1f}" x2="{px[j] + dx:.1f}" y2="{py[j] + dy:.1f}" '
-                f'stroke="#8a8f98" stroke-width="{(0.22 if order == 1 else 0.12) * scale:.1f}" stroke-linecap="round"/>'
+                f'stroke="#8a8f98" stroke-width="{(0.18 if order == 1 else 0.1) * scale:.1f}" stroke-linecap="round"/>'
             )
             parts.append((float(min(x[i, 2], x[j, 2]) + 0.01), line))
     for k, number in enumerate(z.tolist()):
-        shade = 0.72 + 0.28 * depth[k]
+        shade = 0.85 + 0.15 * depth[k]
         r, g, b = (int(255 * min(1.0, c * shade)) for c in jmol_colors[number])
+        radius = radii[k] * scale
         ball = (
-            f'<circle cx="{px[k]:.1f}" cy="{py[k]:.1f}" r="{radii[k] * scale:.1f}" fill="rgb({r},{g},{b})" '
-            f'stroke="#30343b" stroke-width="0.8"/>'
+            f'<circle cx="{px[k]:.1f}" cy="{py[k]:.1f}" r="{radius:.1f}" fill="rgb({r},{g},{b})" stroke="#30343b" '
+            f'stroke-width="0.7"/><circle cx="{px[k] - 0.3 * radius:.1f}" cy="{py[k] - 0.35 * radius:.1f}" '
+            f'r="{0.3 * radius:.1f}" fill="#fff" fill-opacity="0.55"/>'
         )
         parts.append((float(x[k, 2]), ball))
     body = "".join(text for _, text in sorted(parts, key=lambda p: p[0]))
@@ -97,9 +99,9 @@ def sample_set_html(samples: SampleSet) -> str:
         color = "#1a7f37" if good else "#b35900"
         cards.append(
             '<div style="display:inline-block;margin:4px;padding:4px;border:1px solid #d0d7de;border-radius:6px;'
-            f'background:{BACKGROUND};vertical-align:top;width:344px;overflow:hidden">'
+            f'background:{BACKGROUND};vertical-align:top;width:348px;overflow:hidden">'
             f'<div style="color:#57606a;font-size:11px">{escape(sample.id)} · {escape(verdict.formula)}</div>'
-            f"{drawing_2d(sample)}{drawing_3d(sample)}"
+            f'<div style="display:flex">{drawing_2d(sample)}{drawing_3d(sample)}</div>'
             f'<div style="color:{color};font-size:11px;font-family:monospace">{escape(note)}</div></div>'
         )
     more = f"<div>and {len(samples) - SHOWN:,} more</div>" if len(samples) > SHOWN else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +60,7 @@ def run_table(result: RunResult, model: str) -> Group:
 
     from moldiff.evaluation.definitions import definition
 
-    real = real_metrics(result.data_row)
+    real = result.real
     rows = []
     for name, value in summary_rows(result.metrics).items():
         d = definition(name)
@@ -74,17 +74,6 @@ def run_table(result: RunResult, model: str) -> Group:
     speed = f"{result.drawn:,} samples in {result.seconds:.1f} s" if result.drawn else "nothing was left to draw"
     parts.append(Text(f"{speed}; written to {result.folder}"))
     return Group(*parts)
-
-
-def real_metrics(data_row: Mapping[str, Any]) -> dict[str, float]:
-    """The rates of held-out real molecules from a reference's data row; empty where it has none."""
-    metrics = data_row.get("metrics", {})
-    rates = {}
-    for name, value in metrics.items():
-        number = value.get("value") if isinstance(value, Mapping) else value
-        if isinstance(number, (int, float)):
-            rates[name] = float(number)
-    return rates
 
 
 def models_table(models: Iterable[ModelInfo]) -> Table:
