@@ -146,9 +146,8 @@ def sampling_row(model: str, n: int, calls: int | None, device: str) -> Row:
     from moldiff.generator import Generator
 
     generator = Generator.from_pretrained(model, device=device)
-    steps = {} if calls is None else {"steps": calls}
     start = time.perf_counter()
-    samples = generator.sample(n, seed=0, **steps)
+    samples = generator.sample(n, seed=0, steps=calls)
     duration = time.perf_counter() - start
     valid = sum(s.valid for s in samples.verdicts)
     return {
@@ -179,10 +178,10 @@ def bench(
 
     if threads:
         torch.set_num_threads(threads)
-    info, denoiser = load_model(model)
-    config = info.config
+    loaded = load_model(model)
+    config = loaded.info.config
     where = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else "cpu" if device == "auto" else device)
-    denoiser = denoiser.to(where).eval()
+    denoiser = loaded.denoiser.to(where).eval()
     low = torch.bfloat16 if getattr(denoiser.network, "precision", "") == "bfloat16" else torch.float32
     result: dict[str, Any] = {
         "model": model,

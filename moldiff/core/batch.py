@@ -39,7 +39,8 @@ class AtomBatch:
     def __getattr__(self, name: str) -> Tensor:
         if name in FIELDS:
             try:
-                return self.__dict__["data"][name]
+                value: Tensor = self.__dict__["data"][name]
+                return value
             except KeyError:
                 raise AttributeError(f"this batch carries no {name!r} (it carries: {', '.join(self.data)})") from None
         raise AttributeError(name)
@@ -152,7 +153,8 @@ class AtomBatch:
             dtype = first.dtype if first.is_floating_point() else f.dtype
             out = torch.full((len(rows), *([n] * axes), *tail), f.padding, dtype=dtype)
             for i, (row, k) in enumerate(zip(rows, sizes, strict=True)):
-                out[(i, *([slice(0, k)] * axes))] = row[name].to(dtype)
+                own = out[i, :k] if axes == 1 else out[i, :k, :k]
+                own.copy_(row[name])
             data[name] = out
         return cls(mask.to(rows[0][names[0]].device), {k: v.to(rows[0][names[0]].device) for k, v in data.items()})
 
@@ -174,7 +176,7 @@ class AtomBatch:
         return out
 
     def to_pyg(self) -> list[Data]:
-        """The systems as PyG ``Data``: atom and system fields by their names, pairs as ``edge_index``/``edge_attr`` of nonzero bonds."""
+        """The systems as PyG ``Data``: fields by their names, bonds as ``edge_index`` and ``edge_attr`` of the nonzero ones."""
         from torch_geometric.data import Data
 
         out = []

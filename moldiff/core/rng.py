@@ -90,6 +90,6 @@ class Streams:
         lead = (s, n) if scope == "atom" else (s, n, n)
         out = torch.zeros(*lead, *tail)
         for i, (k, g) in enumerate(zip(batch.n_atoms.tolist(), self.each, strict=True)):
-            shape = (k, *tail) if scope == "atom" else (k, k, *tail)
-            out[(i, *[slice(0, k)] * (len(lead) - 1))] = draw(*shape, generator=g)
+            own = out[i, :k] if scope == "atom" else out[i, :k, :k]
+            own.copy_(draw(*own.shape, generator=g))
         return out

@@ -159,7 +159,8 @@ class ThinPair(nn.Module):
         padded = not bool(mask.all())
         noisy = seen.positions
         old = torch.zeros_like(noisy) if memory is None else center(memory.positions, mask)
-        nodes, pairs = [], []
+        nodes: list[Tensor] = []
+        pairs: list[Tensor] = []
         for name in (*self.atom_fields, *(("bond_types",) if self.with_bonds else ())):
             out = pairs if name == "bond_types" else nodes
             out.append(class_features(seen.data[name], sig.states(name)))

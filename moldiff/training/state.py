@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def read_state(path: Path) -> dict[str, Any]:
         return dict(torch.load(path, map_location="cpu", weights_only=True))
     except FileNotFoundError:
         raise BadRequest(f"nothing to resume: {path} does not exist") from None
-    except Exception as error:
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
         raise DamagedFile(f"{path} is not a readable training state: {str(error).splitlines()[0]}") from None
 
 

@@ -51,6 +51,8 @@ class TimeEmbedding(nn.Module):
     ``n_conditions`` scalar conditions, already standardised; NaN stands for the null condition and has an embedding of its own.
     """
 
+    frequencies: Tensor
+
     def __init__(self, width: int, n_frequencies: int = 32, max_atoms: int = 64, n_conditions: int = 0) -> None:
         super().__init__()
         self.max_atoms = max_atoms
