@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from moldiff.evaluation.bootstrap import Estimate
-from moldiff.evaluation.definitions import Definition, definition, order
+from moldiff.evaluation.definition import Definition
+from moldiff.evaluation.definitions import definition, order
 
 if TYPE_CHECKING:
     import pandas

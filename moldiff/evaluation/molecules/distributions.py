@@ -57,6 +57,10 @@ BINS: dict[str, Bins] = {
     "size": Bins(-0.5, 1.0, 513, "atoms"),
     "ring_size": Bins(-0.5, 1.0, 33, "atoms"),
     "functional_group": Bins(-0.5, 1.0, len(NAMES)),
+    "density": Bins(0.0, 0.01, 4000, "g/cm³"),
+    "volume_per_atom": Bins(0.0, 0.05, 4000, "Å³"),
+    "n_elements": Bins(-0.5, 1.0, 33),
+    "space_group": Bins(-0.5, 1.0, 231),
 }
 #: Metric, its family and the kind of distance.
 DISTANCES: dict[str, tuple[str, str]] = {
@@ -68,6 +72,10 @@ DISTANCES: dict[str, tuple[str, str]] = {
     "size_tv": ("size", "variation"),
     "ring_size_tv": ("ring_size", "variation"),
     "functional_group_tv": ("functional_group", "variation"),
+    "density_wasserstein": ("density", "wasserstein"),
+    "n_elements_wasserstein": ("n_elements", "wasserstein"),
+    "volume_wasserstein": ("volume_per_atom", "wasserstein"),
+    "space_group_tv": ("space_group", "variation"),
 }
 
 

@@ -1,0 +1,66 @@
+"""What is known of real crystals offline: hashes of composition and prototype label, and histograms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moldiff.chem.crystals import Crystal
+from moldiff.data.crystal_entry import CrystalEntry
+from moldiff.errors import BadRequest
+from moldiff.evaluation.crystals.basic import CrystalVerdict, JudgedCrystal, judge_crystal
+from moldiff.evaluation.crystals.sets import crystal_profile
+from moldiff.evaluation.molecules.distributions import Profile, add_profile
+from moldiff.evaluation.parallel import map_items
+from moldiff.evaluation.reference import Reference, hash_texts
+
+if TYPE_CHECKING:
+    from moldiff.data.store import Store
+    from moldiff.evaluation.parallel import Progress
+
+
+def crystals_of(store: Store, indices: Iterable[int] | None = None) -> Iterator[CrystalEntry]:
+    """Yield the crystals of a store as entries (all of them, or those of ``indices``)."""
+    z, frac, lattice = (store.tensor(name).numpy() for name in ("atom_types", "frac_coords", "lattice"))
+    ids = store.tensor("id").tolist() if "id" in store.names else list(range(len(store)))
+    offsets = store.atom_offsets.tolist()
+    for i in range(len(store)) if indices is None else indices:
+        part = slice(offsets[i], offsets[i + 1])
+        yield CrystalEntry(i, f"{store.meta['name']}_{ids[i]}", ids[i], Crystal.of(z[part], frac[part], lattice[i]))
+
+
+def build_crystal_reference(
+    store: Store, out: str | Path | None = None, *, n_processes: int | None = None, progress: Progress | None = None
+) -> Reference:
+    """Build the reference of a split of crystals, and write it when ``out`` is given.
+
+    A crystal is known by the hashes of its reduced formula and its prototype label at each of ``basic.LABEL_TOLERANCES``. Raises
+    BadRequest for a store of molecules.
+    """
+    if store.kind != "crystal":
+        raise BadRequest(f"{store.folder} holds {store.kind}s; this reference is made from crystals")
+    known: set[str] = set()
+    counts: dict[str, NDArray[np.int64]] = {}
+
+    def add(index: int, result: tuple[tuple[str, ...], Profile]) -> None:
+        known.update(result[0])
+        add_profile(counts, result[1])
+
+    map_items(_learn, list(crystals_of(store)), _nothing, n_processes=n_processes, progress=progress, done=add)
+    reference = Reference(str(store.meta["name"]), store.kind, len(store), np.unique(hash_texts(sorted(known))), counts)
+    if out is not None:
+        reference.save(out)
+    return reference
+
+
+def _learn(entry: CrystalEntry) -> tuple[tuple[str, ...], Profile]:
+    one = judge_crystal(entry)
+    return one.labels, crystal_profile(one)
+
+
+def _nothing(entry: CrystalEntry, reason: str) -> tuple[tuple[str, ...], Profile]:
+    return JudgedCrystal(CrystalVerdict(entry.name)).labels, {}
