@@ -294,7 +294,7 @@ def test_shipped_reference_knows_qm9() -> None:
     assert path.stat().st_size < 3e6
     known = load_reference("qm9")
     assert known.n_systems == 105_891 and len(known.hashes) > 105_000
-    assert known.contains(["C", "CCO", "CCCCCCCCCCCCCCCC"]).tolist() == [True, True, False]
+    assert known.contains(["CO", "COC", "CCCCCCCCCCCCCCCC"]).tolist() == [True, True, False]
     row = read_data_row(known.data_row, 10_000)
     assert row is not None and row.n == 10_000
     assert row.metrics["edm_molecule_stability"].value == pytest.approx(0.956, abs=0.006)
