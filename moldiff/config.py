@@ -55,6 +55,7 @@ class TrainingConfig(_Strict):
     """How to train. Either limit ends the run and drives the fall of the learning rate."""
 
     batch_size: int = Field(128, ge=1)
+    bucket_width: int = Field(1, ge=1)
     lr: float = Field(1e-3, gt=0)
     weight_decay: float = Field(1e-4, ge=0)
     warmup: int = Field(500, ge=0)

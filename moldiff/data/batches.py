@@ -14,11 +14,16 @@ from moldiff.errors import BadRequest
 
 
 class BucketBatches:
-    """Batches of systems of one exact size, in a shuffled order that (seed, epoch) fixes.
+    """Batches of systems of one size, or of sizes that lie together, in a shuffled order that (seed, epoch) fixes.
 
     ``columns`` are a store's tensors (see docs/architecture.md). ``batch(step)`` gives the encoded batch of a step; under
     data parallelism rank r of R takes every R-th batch. Systems that do not fill a batch of their size are joined, epoch by
     epoch, into smaller ones, so that every system is seen once an epoch.
+
+    With ``bucket_width`` 1 every batch has one exact size and nothing is padded. A width of w joins sizes 1 .. w, w + 1 .. 2w and
+    so on and pads to the largest of the bucket: fewer and fuller batches of fewer shapes, of mixed systems, for some arithmetic
+    on padding (MP-20 at batch size 256: 114 batches an epoch, 10 of them under a quarter full, with width 1; with width 2
+    107 and none for 3 % more pairs, with width 4 106 for 17 %).
     """
 
     def __init__(
@@ -31,12 +36,13 @@ class BucketBatches:
         world: int = 1,
         conditions: Sequence[str] = (),
         fields: Sequence[str] = ("positions", "atom_types", "charges", "bond_types"),
+        bucket_width: int = 1,
     ) -> None:
         if batch_size < 1:
             raise BadRequest(f"training.batch_size must be at least 1, found {batch_size}")
         self.columns, self.vocabulary, self.batch_size = columns, vocabulary, batch_size
         self.seed, self.rank, self.world = seed, rank, world
-        self.fields = tuple(fields)
+        self.fields, self.bucket_width = tuple(fields), bucket_width
         self.sizes = columns["n_atoms"].to(torch.int64)
         self.atom_start = self.sizes.cumsum(0) - self.sizes
         if "bond_types" in self.fields:
@@ -56,13 +62,17 @@ class BucketBatches:
         """Number of systems."""
         return len(self.sizes)
 
+    def _bucket(self, sizes: Tensor) -> Tensor:
+        """The largest size of the bucket that a size falls into."""
+        return (sizes + self.bucket_width - 1) // self.bucket_width * self.bucket_width
+
     def _make_plan(self, epoch: int) -> list[np.ndarray]:
         rng = np.random.default_rng([self.seed, epoch])
         order = rng.permutation(len(self.sizes))
-        sizes = self.sizes.numpy()[order]
+        buckets = self._bucket(self.sizes).numpy()[order]
         plan = []
-        for n in np.unique(sizes):
-            members = order[sizes == n]
+        for n in np.unique(buckets):
+            members = order[buckets == n]
             plan += [members[k : k + self.batch_size] for k in range(0, len(members), self.batch_size)]
         return [plan[k] for k in rng.permutation(len(plan))]
 
@@ -75,15 +85,15 @@ class BucketBatches:
         return self._plan[k]
 
     def batch(self, step: int) -> AtomBatch:
-        """The encoded batch of one step: every system has the same size, so nothing is padded."""
+        """The encoded batch of one step."""
         return self.gather(torch.from_numpy(np.asarray(self.indices(step), dtype=np.int64)))
 
     def gather(self, index: Tensor) -> AtomBatch:
-        """The encoded batch of the given systems, which must have one size."""
-        n = int(self.sizes[index[0]])
-        if bool((self.sizes[index] != n).any()):
-            raise ValueError("gather takes systems of one size")
-        atoms = self.atom_start[index][:, None] + torch.arange(n)
+        """The encoded batch of the given systems, padded to the largest of their buckets."""
+        sizes = self.sizes[index]
+        n = min(int(self._bucket(sizes).max()), max(int(self.sizes.max()), 1))
+        mask = torch.arange(n) < sizes[:, None]
+        atoms = self.atom_start[index][:, None] + torch.where(mask, torch.arange(n), 0)
         data: dict[str, Tensor] = {}
         for name in self.fields:
             if name == "bond_types":
@@ -95,7 +105,7 @@ class BucketBatches:
                 data[name] = value if value.is_floating_point() else value.to(torch.int64)
         if self.conditions is not None:
             data["conditions"] = self.conditions[index]
-        return self.vocabulary.encode(AtomBatch(torch.ones(len(index), n, dtype=torch.bool), data))
+        return self.vocabulary.encode(AtomBatch(mask, data).masked())
 
     def _dense_bonds(self, index: Tensor, n: int) -> Tensor:
         counts, starts = self.n_bonds[index], self.bond_start[index]

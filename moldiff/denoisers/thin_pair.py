@@ -177,7 +177,10 @@ class ThinPair(nn.Module):
         basis = gaussian_basis(d, self.n_basis, 6.0)
         pairs += [basis[:, 0], basis[:, 1] if memory is not None else torch.zeros_like(basis[:, 1])]
         if self.fourier_gate is not None:
-            waves = octaves(d, self.n_fourier) * torch.sigmoid(self.fourier_gate(c)).repeat(1, 2)[:, None, None, None]
+            # a sigmoid by tanh: torch.sigmoid rounds the last few numbers of a tensor in another way than the rest (AVX tails),
+            # so that a system's bits would depend on its place in the batch
+            gate = 0.5 + 0.5 * torch.tanh(0.5 * self.fourier_gate(c))
+            waves = octaves(d, self.n_fourier) * gate.repeat(1, 2)[:, None, None, None]
             pairs += [waves[:, 0], waves[:, 1] if memory is not None else torch.zeros_like(waves[:, 1])]
         e = self.pair_in(torch.cat(pairs, -1).to(low))
         x = torch.einsum("kp,spnx->sknx", self.set_in, both)

@@ -134,7 +134,7 @@ def fit(
     options = TrainOptions(**{k: getattr(t, k) for k in TrainOptions.__dataclass_fields__})
     fields = [*config.fields, *config.given]
     batches = BucketBatches(
-        columns, build_vocabulary(config), t.batch_size, t.seed, rank, world, config.conditions, fields
+        columns, build_vocabulary(config), t.batch_size, t.seed, rank, world, config.conditions, fields, t.bucket_width
     )
     module = DiffusionModule(denoiser, batches, options)
     state = read_state(out / "state.pt") if resume else None
