@@ -13,6 +13,7 @@ from moldiff.errors import BadRequest, unknown
 
 NETWORKS: dict[str, str | type[nn.Module]] = {
     "thin_pair": "moldiff.denoisers.thin_pair:ThinPair",
+    "cspnet": "moldiff.denoisers.cspnet:CSPNet",
     "egnn": "moldiff.denoisers.egnn:EGNN",
     "tensor_product": "moldiff.denoisers.tensor_product:TensorProductNetwork",
 }

@@ -153,7 +153,7 @@ def _eta(report: Report, process: Process, model: FieldModel, x0: AtomBatch, tim
     if not process.continuous or not process.stochastic:
         return
     name, n = process.name, x0.n_systems
-    s, t = _at(times[0], x0), _at(times[-1], x0)
+    s, t = _at(times[0] / 4, x0), _at(times[-1], x0)  # late, where features that are not linear are so over the noise
     late = x0.replace(**{name: process.noise(x0[:1], t[:1], Streams.single(seed))[torch.zeros(n, dtype=torch.int64)]})
     known = model.certain(process, x0.data[name], late.data[name], t)
     spread = []
