@@ -6,7 +6,6 @@ seed is always the same, the files end up byte for byte as if nothing had happen
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import zlib
@@ -16,6 +15,11 @@ from types import TracebackType
 from typing import BinaryIO, Self
 
 from moldiff.errors import BadRequest, DamagedFile, MoldiffError
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks; two runs in one folder are then nobody's business but the user's
+    fcntl = None  # type: ignore[assignment]
 
 JOURNAL = ".journal"
 
@@ -36,12 +40,7 @@ class JournaledFiles:
     def __enter__(self) -> Self:
         try:
             self.journal = open(self.folder / JOURNAL, "a+b")  # closed in close()
-            try:
-                fcntl.flock(self.journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise BadRequest(f"another run is writing to {self.folder}") from None
-            except OSError:
-                pass  # some network file systems know no locks
+            self._lock()
             self._restore()
         except OSError as error:
             self.close()
@@ -59,6 +58,16 @@ class JournaledFiles:
         for file in (*self.files.values(), *([self.journal] if self.journal is not None else [])):
             file.close()
         self.files, self.journal = {}, None
+
+    def _lock(self) -> None:
+        if fcntl is None or self.journal is None:
+            return
+        try:
+            fcntl.flock(self.journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BadRequest(f"another run is writing to {self.folder}") from None
+        except OSError:
+            return  # some network file systems know no locks
 
     def append(self, texts: Mapping[str, str], n: int) -> None:
         """Add ``n`` samples: text for each file, on disk before the journal says so; raises ``MoldiffError`` on a full disk."""

@@ -52,12 +52,6 @@ class ModelInfo:
         """The model card, Markdown."""
         return (self.folder / CARD).read_text(encoding="utf-8")
 
-    @property
-    def summary(self) -> str:
-        """The first sentence of the card."""
-        lines = (line.strip() for line in self.card.splitlines())
-        return next((line for line in lines if line and not line.startswith(("#", "-", "|", "```"))), "")
-
     @cached_property
     def n_parameters(self) -> int:
         """Number of stored weights, read from the header of their file."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from moldiff.evaluation.definitions import definition
 from moldiff.sample_files import summary_rows
 
 if TYPE_CHECKING:
@@ -91,7 +92,9 @@ def drawing_3d(sample: Sample, size: int = 170) -> str:
 def sample_set_html(samples: SampleSet) -> str:
     """The set in a notebook: its rates, and the first samples with both drawings and their verdicts."""
     rates = summary_rows(samples.metrics()) if len(samples) else {}
-    numbers = " · ".join(f"{name.replace('_', ' ')} {100 * value:.1f} %" for name, value in rates.items() if isfinite(value))
+    known = {definition(name).title: value for name, value in rates.items() if isfinite(value)}
+    cell = '<td style="text-align:right;padding:2px 10px">'
+    numbers = "".join(f"<tr>{cell}{escape(title)}</td>{cell}{100 * value:.1f} %</td></tr>" for title, value in known.items())
     cards = []
     for sample, verdict in list(zip(samples.samples, samples.verdicts, strict=True))[:SHOWN]:
         good = verdict.valid and verdict.connected
@@ -105,7 +108,7 @@ def sample_set_html(samples: SampleSet) -> str:
             f'<div style="color:{color};font-size:11px;font-family:monospace">{escape(note)}</div></div>'
         )
     more = f"<div>and {len(samples) - SHOWN:,} more</div>" if len(samples) > SHOWN else ""
-    return f"<div><div><b>{escape(repr(samples))}</b></div><div>{numbers}</div>{''.join(cards)}{more}</div>"
+    return f"<div><div><b>{escape(repr(samples))}</b></div><table>{numbers}</table>{''.join(cards)}{more}</div>"
 
 
 def _sticks(sample: Sample) -> NDArray[np.int64]:

@@ -63,6 +63,8 @@ def make_request(
 ) -> Request:
     """Check a request against a model; what is None is taken from the model's own sampling settings.
 
+    ``options`` are added to the model's own where the sampler is the model's.
+
     ``size`` is a number of atoms, a range as ``(least, most)`` or ``"least-most"``, or None for the sizes of the training data.
     Raises ``BadRequest`` for anything that the model or the sampler can't do.
     """
@@ -77,7 +79,7 @@ def make_request(
     if not 0 <= seed < 2**63:
         raise BadRequest(f"seed must lie in 0 to 2^63 - 1, found {seed}")
     chosen = default.sampler if sampler is None else sampler
-    given = dict(options or {}) if sampler is not None or options else dict(default.options)
+    given = {**(default.options if chosen == default.sampler else {}), **(options or {})}
     made = make_sampler(chosen, given)
     calls = default.steps if steps is None else whole_number("steps", steps)
     if calls < 2:

@@ -115,6 +115,19 @@ def test_a_fault_of_the_program_is_one_line_unless_asked(run, tiny_model, tmp_pa
         cli.main([str(a) for a in arguments])
 
 
+def test_report_of_a_run(run, tiny_model, tmp_path):
+    out = tmp_path / "out"
+    assert run("report", tmp_path)[0] == 2
+    assert run("generate", "--model", tiny_model, "-n", 3, "--out", out, "--device", "cpu")[0] == 0
+    code, shown, err = run("report", out)
+    assert code == 0 and "report.html" in shown, err
+    html = (out / "report.html").read_text()
+    assert "tiny" in html and len(html) > 10_000
+    (out / "metrics.json").unlink()
+    code, _, err = run("report", out)
+    assert code == 2 and "not finished" in err
+
+
 def test_models_info_and_list(run, tiny_model, monkeypatch):
     code, shown, _ = run("models", "info", tiny_model)
     assert code == 0 and "molecules of H, C, N, O" in shown and "SHA-256" in shown

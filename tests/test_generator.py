@@ -209,6 +209,14 @@ def test_wrong_requests_are_refused_in_a_sentence(generator, options, words):
         generator.sample(**options)
 
 
+def test_options_are_added_to_the_models_own_where_the_sampler_is_its_own(generator, monkeypatch):
+    tuned = generator.config.sampling.model_copy(update={"sampler": "ddpm", "options": {"noise_scale": 0.9}})
+    monkeypatch.setattr(generator.config, "sampling", tuned)
+    assert generator.request(1).options == {"noise_scale": 0.9}
+    assert generator.request(1, options={"eta": 0.5}).options == {"noise_scale": 0.9, "eta": 0.5}
+    assert generator.request(1, sampler="heun").options == {}
+
+
 def test_sizes_are_read_in_every_form():
     assert parse_size(18) == parse_size("18") == (18, 18)
     assert parse_size("9-20") == parse_size((9, 20)) == (9, 20)
