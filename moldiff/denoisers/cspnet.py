@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moldiff.core.batch import AtomBatch
-from moldiff.core.periodic import images, lattice_parameters, symmetric_from_six, torus_log, volume
+from moldiff.core.periodic import images, symmetric_from_six, torus_log, volume
 from moldiff.denoisers.base import Signature
 from moldiff.denoisers.layers.embeddings import Linear, TimeEmbedding, class_features
 from moldiff.errors import BadRequest
@@ -37,9 +37,12 @@ def lattice_features(lattice: Tensor, n_atoms: Tensor) -> Tensor:
     """
     gram = lattice @ lattice.transpose(-1, -2)
     upper = torch.triu_indices(3, 3, device=lattice.device)
-    lengths, angles = lattice_parameters(lattice)
+    lengths = gram.diagonal(dim1=-2, dim2=-1).sqrt()
+    # not by way of the angles: torch.atan2 rounds the last few numbers of a tensor in another way than the rest, so that a
+    # system's bits would depend on its place in the batch
+    cosines = torch.stack([gram[:, i, j] / (lengths[:, i] * lengths[:, j]) for i, j in ((1, 2), (0, 2), (0, 1))], -1)
     size = (volume(lattice) / n_atoms.clamp_min(1)).clamp_min(1e-3).log()
-    parts = [gram[:, upper[0], upper[1]] / 40, lengths / 5 - 1, (angles * (math.pi / 180)).cos(), size[:, None] - 3]
+    parts = [gram[:, upper[0], upper[1]] / 40, lengths / 5 - 1, cosines, size[:, None] - 3]
     return torch.cat(parts, -1)
 
 
