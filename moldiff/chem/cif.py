@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 from moldiff.chem.crystals import Crystal, formula_of, from_structure
@@ -52,7 +53,7 @@ def cif_blocks(text: str) -> Iterator[str]:
             inside = not inside
         elif not inside and line[:5].lower() == "data_":
             starts.append(k)
-    blocks = ["".join(lines[a:b]) for a, b in zip(starts, [*starts[1:], len(lines)], strict=True)]
+    blocks = ["".join(lines[a:b]) for a, b in pairwise([*starts, len(lines)])]
     found = [block for block in blocks if "_atom_site_" in block]
     yield from found or [text]
 
@@ -89,11 +90,7 @@ def read_cif(text: str) -> Crystal:
         try:
             structures = parser.parse_structures(primitive=False, check_occu=True, on_error="raise")
         except Exception as error:
-            if any(o is not None and o > 1.0 for o in occupancies):
-                raise ValueError("occupancy above 1") from error
-            if any(o is not None and o < 1.0 for o in occupancies):
-                raise ValueError("partial occupancy") from error
-            raise ValueError(f"unreadable CIF: {_first_line(error)}") from error
+            raise ValueError(_why(values, occupancies) or f"unreadable CIF: {_first_line(error)}") from error
     if not structures:
         raise ValueError("CIF without atoms")
     return from_structure(structures[0])
@@ -132,8 +129,29 @@ def _cif(crystal: Crystal, name: str, group: SpaceGroup, operations: list[str], 
     ]
     for k, (z, x) in enumerate(atoms):
         symbol = chemical_symbols[z]
+        # In [0, 1) as printed, too.
+        x = [round(round(value, 8) % 1.0, 8) % 1.0 for value in x]
         lines.append(f"  {symbol}  {symbol}{k}  {x[0]:.8f}  {x[1]:.8f}  {x[2]:.8f}  1.0")
     return "\n".join(lines) + "\n"
+
+
+def _why(values: dict[str, Any], occupancies: list[float | None]) -> str:
+    """Find the reason for which a CIF could not be turned into a structure, or return an empty string."""
+    from ase.data import atomic_numbers
+
+    if any(o is not None and o > 1.0 for o in occupancies):
+        return "occupancy above 1"
+    if any(o is not None and o < 1.0 for o in occupancies):
+        return "partial occupancy"
+    coordinates = [_number(word) for axis in "xyz" for word in values.get(f"_atom_site_fract_{axis}", [])]
+    if any(x is None or x != x or abs(x) == float("inf") for x in coordinates):
+        return "non-finite numbers"
+    for word in values.get("_atom_site_type_symbol", []):
+        letters = re.match(r"[A-Za-z]*", str(word))
+        symbol = letters.group().capitalize()[:2] if letters else ""
+        if symbol not in atomic_numbers and symbol[:1] not in atomic_numbers and symbol != "D":
+            return f"unknown element {str(word)[:12]!r}"
+    return ""
 
 
 def _spaced(crystal: Crystal) -> str:

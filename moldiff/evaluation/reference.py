@@ -1,4 +1,4 @@
-"""What is known of real data offline: hashes of canonical SMILES, histograms, and the metrics of held-out real molecules."""
+"""What is known of real data offline: hashes of canonical SMILES or of prototypes, histograms, metrics of held-out real data."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ HASHES = "hashes"
 class Reference:
     """The statistics of a data set that samples are compared with.
 
-    ``hashes`` int64 [K], sorted: 64-bit hashes of canonical SMILES; ``counts`` maps the name of a histogram to its counts
-    (see ``molecules.distributions``); ``data_row`` holds the metrics of held-out real molecules; ``name``, ``kind`` and
-    ``n_systems`` tell where it is from.
+    ``hashes`` int64 [K], sorted: 64-bit hashes of canonical SMILES, or of the fingerprints of crystals; ``counts`` maps the
+    name of a histogram to its counts (see ``molecules.distributions``); ``data_row`` holds the metrics of held-out real
+    systems; ``name``, ``kind`` and ``n_systems`` tell where it is from.
     """
 
     name: str
@@ -42,9 +42,9 @@ class Reference:
     counts: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
     data_row: Mapping[str, Any] = field(default_factory=dict)
 
-    def contains(self, smiles: Sequence[str]) -> NDArray[np.bool_]:
-        """Tell for each canonical SMILES whether the data set has it; wrong by a collision once in 10^14 look-ups."""
-        wanted = hash_texts(smiles)
+    def contains(self, texts: Sequence[str]) -> NDArray[np.bool_]:
+        """Tell for each canonical SMILES or fingerprint whether the data set has it; wrong once in 10^14 look-ups."""
+        wanted = hash_texts(texts)
         if len(self.hashes) == 0:
             return np.zeros(len(wanted), dtype=np.bool_)
         place = np.searchsorted(self.hashes, wanted).clip(max=len(self.hashes) - 1)
@@ -125,14 +125,17 @@ def build_reference(
 ) -> Reference:
     """Build the reference of a data set's split, and write it when ``out`` is given.
 
-    A molecule is known by two SMILES where they differ: that of its own bonds, and that of the bonds which RDKit perceives in
-    its coordinates. Without the second one, samples whose bonds must be perceived would look new when they are not.
+    For crystals see ``crystals.reference``. A molecule is known by two SMILES where they differ: that of its own bonds, and
+    that of the bonds which RDKit perceives in its coordinates. Without the second one, samples whose bonds must be perceived
+    would look new when they are not.
     """
     from moldiff.evaluation.molecules.distributions import add_profile
     from moldiff.evaluation.parallel import map_items
 
-    if store.kind != "molecule":
-        raise BadRequest(f"{store.folder} holds {store.kind}s; this reference is made from molecules")
+    if store.kind == "crystal":
+        from moldiff.evaluation.crystals.reference import build_crystal_reference
+
+        return build_crystal_reference(store, out, n_processes=n_processes, progress=progress)
     known: set[str] = set()
     counts: dict[str, NDArray[np.int64]] = {}
 

@@ -96,11 +96,11 @@ class SubstitutionBaseline:
         for repeat in [r for r in range(1, divisor + 1) if divisor % r == 0]:
             group = self.groups.get(tuple(n // repeat for n in counts))
             if group is not None:
-                found += self._score(group, elements, np.array(charges), counts, repeat, exclude)
-            # Repeated cells can only give structures with a smaller primitive cell, so they are the last resort.
-            if len({self._kind(t) for t in found}) >= k:
+                # Repeated cells can only give structures with a smaller primitive cell, so they come after all others.
+                found += self._vote(self._score(group, elements, np.array(charges), counts, repeat, exclude))
+            if len(found) >= k:
                 break
-        return self._vote(found)[:k]
+        return found[:k]
 
     def build(self, template: Template, numbers: ArrayLike) -> Crystal:
         """Make the crystal of a template: volume scaled to that of the new elements, atoms in the order of ``numbers``."""
@@ -145,25 +145,25 @@ class SubstitutionBaseline:
                     (int(old), int(new))
                     for old, new in zip(group.elements[m], elements[list(orders[int(which[m])])], strict=True)
                 ),
-                float(best[m]) + 0.5 * (repeat > 1),
+                float(best[m]),
                 repeat,
             )
             for m in nearest
             if int(group.index[m]) != exclude
         ][:NEIGHBOURS]
 
-    def _kind(self, template: Template) -> tuple[int, ...]:
-        return (int(self.prototypes[template.index]), template.repeat)
+    def _kind(self, template: Template) -> int:
+        return int(self.prototypes[template.index])
 
     def _vote(self, found: Sequence[Template]) -> list[Template]:
         """Order templates by the votes for their prototype; the nearest one of each comes first, then the others."""
         if not found:
             return []
         least = min(t.distance for t in found)
-        votes: defaultdict[tuple[int, ...], float] = defaultdict(float)
+        votes: defaultdict[int, float] = defaultdict(float)
         for t in found:
             votes[self._kind(t)] += float(np.exp(-(t.distance - least) / TEMPERATURE))
-        first: dict[tuple[int, ...], Template] = {}
+        first: dict[int, Template] = {}
         rest = []
         for t in sorted(found, key=lambda t: t.distance):
             if self._kind(t) in first:

@@ -15,8 +15,8 @@ from moldiff.data.crystal_entry import CrystalEntry, CrystalRow
 from moldiff.evaluation.crystals.composition import smact_valid
 from moldiff.evaluation.parallel import Progress, map_items
 
-#: Tolerances (Å) at which a crystal's prototype is looked up: noise hides symmetry at the second, a loose one invents it.
-LABEL_TOLERANCES = (0.1, 0.01)
+#: Tolerances (Å) at which a crystal's prototype is looked up: noise hides symmetry from a tight one, a loose one invents it.
+LABEL_TOLERANCES = (0.3, 0.1, 0.01)
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ CRYSTALS: tuple[Definition, ...] = (
     Definition(
         "crystal_novelty_coarse", "novel of unique, coarse", "%", "",
         "Share of the different structures for which the reference has no hash of the same reduced composition and prototype "
-        "label (space group and sizes of the orbits of each element, at 0.1 and at 0.01 Å). Noise hides symmetry, so it is "
+        "label (space group and sizes of the orbits of each element, at 0.3, 0.1 and 0.01 Å). Noise hides symmetry, so it is "
         "an upper bound of the novelty by StructureMatcher for samples that are not relaxed.",
     ),
     Definition(

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 CHARGE_SCALE, RADIUS_SCALE, ELECTRONEGATIVITY_SCALE, MENDELEEV_SCALE = 2.0, 0.35, 0.5, 12.0
 #: More combinations of oxidation states than this are not tried.
 _MOST = 20_000
+#: Cells that the prior on the volumes of the elements weighs as much as.
+_PRIOR = 0.5
 
 
 @lru_cache(maxsize=1)
@@ -96,22 +98,20 @@ def _default_volumes() -> NDArray[np.float64]:
 def atomic_volumes(numbers: Sequence[NDArray[np.int64]], volumes: NDArray[np.float64]) -> NDArray[np.float64]:
     """Fit a volume (Å^3) for each element [119] so that their sums give the ``volumes`` [K] of cells.
 
-    Not negative; an element that no cell has gets a volume from its covalent radius.
+    Not negative. Volumes of the covalent radii are a prior that weighs as much as a few cells, for elements that are rare or
+    never occur apart.
     """
     from scipy.optimize import nnls
 
     counts = np.stack([np.bincount(z, minlength=119) for z in numbers]).astype(np.float64)
-    counts /= counts.sum(1, keepdims=True)
-    sizes = np.array([len(z) for z in numbers])
-    present = np.flatnonzero(counts.any(0))
+    sizes = counts.sum(1)
+    x, y = counts / sizes[:, None], volumes / sizes
+    prior = _default_volumes()
     # The normal equations are as small as the periodic table, whatever the number of cells.
-    a = counts[:, present]
-    gram, right = a.T @ a + 1e-6 * np.eye(len(present)), a.T @ (volumes / sizes)
+    gram, right = x.T @ x + _PRIOR * np.eye(119), x.T @ y + _PRIOR * prior
     lower = np.linalg.cholesky(gram)
     fitted, _ = nnls(lower.T, np.linalg.solve(lower, right))
-    found = _default_volumes().copy()
-    found[present] = np.maximum(fitted, 2.0)
-    return found
+    return np.maximum(fitted, 2.0)
 
 
 def _number(value: object) -> float:

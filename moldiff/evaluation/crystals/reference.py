@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,9 @@ from moldiff.chem.crystals import Crystal
 from moldiff.data.crystal_entry import CrystalEntry
 from moldiff.errors import BadRequest
 from moldiff.evaluation.crystals.basic import CrystalVerdict, JudgedCrystal, judge_crystal
-from moldiff.evaluation.crystals.sets import crystal_profile
+from moldiff.evaluation.crystals.novelty import Training
+from moldiff.evaluation.crystals.sets import CrystalSettings, crystal_profile, evaluate_crystals
+from moldiff.evaluation.molecules.data_row import N_HELD_OUT, as_data_row
 from moldiff.evaluation.molecules.distributions import Profile, add_profile
 from moldiff.evaluation.parallel import map_items
 from moldiff.evaluation.reference import Reference, hash_texts
@@ -55,6 +57,17 @@ def build_crystal_reference(
     if out is not None:
         reference.save(out)
     return reference
+
+
+def make_crystal_data_row(
+    reference: Reference, train: Store, held_out: Store, *, n_processes: int | None = None
+) -> dict[str, Any]:
+    """Evaluate random held-out crystals against those of training, as plain values for the reference's file."""
+    chosen = np.sort(np.random.default_rng(0).permutation(len(held_out))[:N_HELD_OUT]).tolist()
+    title = f"{reference.name}, held out"
+    rows = list(crystals_of(held_out, chosen))
+    found = evaluate_crystals(title, rows, reference, CrystalSettings(n_processes=n_processes), training=Training(train))
+    return as_data_row(found, title, reference)
 
 
 def _learn(entry: CrystalEntry) -> tuple[tuple[str, ...], Profile]:

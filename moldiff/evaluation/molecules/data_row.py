@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,9 +16,12 @@ from moldiff.errors import DamagedFile
 from moldiff.evaluation.bootstrap import Estimate
 from moldiff.evaluation.cache import ResultCache, cache_path
 from moldiff.evaluation.molecules.distributions import distances_at
-from moldiff.evaluation.molecules.sets import Settings, StageProgress, evaluate_set
+from moldiff.evaluation.molecules.sets import SetResult, Settings, StageProgress, evaluate_set
 from moldiff.evaluation.parallel import Progress
 from moldiff.evaluation.reference import Reference, build_reference, entries_of, load_reference
+
+if TYPE_CHECKING:
+    from moldiff.evaluation.crystals.sets import CrystalSetResult
 
 #: Numbers of samples for which the distances of real molecules are kept.
 SIZES = (100, 200, 500, 1000, 2000, 5000, 10000)
@@ -48,7 +51,11 @@ def make_data_row(
     progress: StageProgress | None = None,
 ) -> dict[str, Any]:
     """Evaluate held-out real molecules against the reference of their training molecules, as plain values for its file."""
-    found = evaluate_set(title, rows, reference, settings, cache=cache, progress=progress)
+    return as_data_row(evaluate_set(title, rows, reference, settings, cache=cache, progress=progress), title, reference)
+
+
+def as_data_row(found: SetResult | CrystalSetResult, title: str, reference: Reference) -> dict[str, Any]:
+    """Return the result of a set of real systems as plain values for its reference's file."""
     at = {n: distances_at(found.values, reference.counts, n) for n in SIZES if n < found.n}
     return {
         "title": title,
@@ -96,7 +103,13 @@ def reference_of_data(folder: str | Path, *, n_processes: int | None = None, pro
         except DamagedFile:
             path.unlink()
     reference = build_reference(train, n_processes=n_processes, progress=progress)
-    if "val" in splits:
+    if "val" in splits and train.kind == "crystal":
+        from moldiff.evaluation.crystals.reference import make_crystal_data_row
+
+        reference = reference.with_data_row(
+            make_crystal_data_row(reference, train, Store(folder, "val"), n_processes=n_processes)
+        )
+    elif "val" in splits:
         held_out = Store(folder, "val")
         chosen = np.sort(np.random.default_rng(0).permutation(len(held_out))[:N_HELD_OUT]).tolist()
         rows = list(entries_of(held_out, chosen))
