@@ -63,8 +63,8 @@ def test_another_cell_of_the_same_lattice_gives_another_answer() -> None:
 
 def test_distance_features_know_the_images() -> None:
     """A chain of atoms 2 Å apart, as one atom in a cell and as two in a double cell, has the same distances."""
-    one = distance_features(torch.zeros(1, 1, 3), torch.diag(torch.tensor([2.0, 20, 20]))[None], 8, 2.4)
-    two = distance_features(torch.tensor([[[0.0, 0, 0], [0.5, 0, 0]]]), torch.diag(torch.tensor([4.0, 20, 20]))[None], 8, 2.4)
+    one = distance_features(torch.zeros(1, 1, 3), torch.diag(torch.tensor([2.0, 20, 20]))[None], 6, 2.4)
+    two = distance_features(torch.tensor([[[0.0, 0, 0], [0.5, 0, 0]]]), torch.diag(torch.tensor([4.0, 20, 20]))[None], 6, 2.4)
     torch.testing.assert_close(one[0, 0, 0], two[0, 0].sum(0), rtol=1e-4, atol=1e-4)
     assert float(one.max()) == pytest.approx(2, abs=0.1)  # two neighbours, at 2 Å
 

@@ -93,7 +93,7 @@ class Layer(nn.Module):
         message = (weight.to(p.dtype) @ e).squeeze(2)
         if not self.deep:
             message = F.silu(self.second(message))
-        update = self.node_out(F.silu(self.node_in(torch.cat([z, message], -1))))
+        update: Tensor = self.node_out(F.silu(self.node_in(torch.cat([z, message], -1))))
         return h + update.float()
 
 
