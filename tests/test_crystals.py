@@ -234,7 +234,9 @@ def test_folder_of_cifs_and_poscars_is_prepared_with_reasons(tmp_path: Path) -> 
     store = Store(tmp_path / "mine")
     assert {"density", "space_group"} <= set(store.properties) and store.column("space_group").max() == 225
     assert "positions" not in store.names and store.system(0)["lattice"].shape == (3, 3)
-    assert "rejected" in str(data_info(tmp_path / "mine").to_dict())
+    shown = data_info(tmp_path / "mine")
+    assert shown.volume_per_atom is not None and 5 < shown.volume_per_atom.minimum < shown.volume_per_atom.maximum < 40
+    assert shown.n_elements == {2: 8} and "volume_per_atom" in shown.to_dict()
 
 
 def test_other_formats_give_the_same_crystals(tmp_path: Path) -> None:
@@ -283,6 +285,20 @@ def test_molecules_and_crystals_do_not_mix(tmp_path: Path) -> None:
     (tmp_path / "c.db").write_bytes(b"no database")
     rows = [row.entry() for row in read_rows(tmp_path / "c.db", "crystal")]
     assert len(rows) == 1 and "ASE database" in rows[0].problem
+
+
+def test_quickstart_set_ships_and_is_sound() -> None:
+    folder = Path(__file__).parents[1] / "data" / "quickstart-crystal"
+    info = data_info(folder)
+    assert info.kind == "crystal" and info.n_systems > 500 and len(info.elements) > 50 and max(info.sizes) <= 20
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 1_000_000
+    for split in info.splits:
+        store = Store(folder, split)
+        store.verify()
+        for i in range(0, len(store), 7):
+            system = {name: value.numpy() for name, value in store.system(i).items()}
+            assert check_crystal(system["atom_types"], system["frac_coords"], system["lattice"]) == ""
+            assert min_distance(system["frac_coords"], system["lattice"]) > 1.4
 
 
 def test_mp20_folder(tmp_path: Path) -> None:

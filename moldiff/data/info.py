@@ -1,4 +1,4 @@
-"""A data set in numbers: sizes, elements, bonds, charges, property columns."""
+"""A data set in numbers: sizes, elements, bonds, charges, cells, property columns."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class DataInfo:
 
     ``sizes`` counts systems by number of atoms, ``elements`` atoms by symbol, ``bonds`` by kekulised order, ``charges`` atoms
     by nonzero formal charge; ``rejected`` counts rows of the source by reason and ``bonds_from`` molecules by where their
-    bonds are from.
+    bonds are from. Crystals have ``volume_per_atom`` (Å^3) and the numbers of their elements (``n_elements``).
     """
 
     name: str
@@ -51,6 +51,8 @@ class DataInfo:
     rejected: dict[str, int] = field(default_factory=dict)
     bonds_from: dict[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    volume_per_atom: PropertyInfo | None = None
+    n_elements: dict[int, int] = field(default_factory=dict)
 
     @property
     def n_systems(self) -> int:
@@ -81,6 +83,10 @@ class DataInfo:
             rows["charges"] = _counts({f"{q:+d}": n for q, n in self.charges.items()}) or "none"
             if self.charged_molecules:
                 rows["ions"] = f"{self.charged_molecules:,} molecules with a total charge"
+        if self.volume_per_atom is not None:
+            v = self.volume_per_atom
+            rows["volume per atom"] = f"mean {v.mean:.1f} {v.unit}, {v.minimum:.1f} to {v.maximum:.1f}"
+            rows["n elements"] = _counts(self.n_elements)
         if self.bonds_from:
             rows["bonds from"] = _counts(self.bonds_from)
         rows["rejected"] = _counts(self.rejected) or "none"
@@ -130,6 +136,8 @@ def data_info(name_or_path: str | Path, root: str | Path | None = None) -> DataI
         rejected=dict(meta.get("rejected", {})),
         bonds_from=dict(meta.get("bonds_from", {})),
         notes=tuple(meta.get("notes", ())),
+        volume_per_atom=_volumes(stores) if meta["kind"] == "crystal" else None,
+        n_elements=_element_counts(stores) if meta["kind"] == "crystal" else {},
     )
 
 
@@ -140,6 +148,23 @@ def _tally(stores: list[Store], name: str) -> dict[int, int]:
             values, numbers = np.unique(store.tensor(name).numpy(), return_counts=True)
             for value, n in zip(values.tolist(), numbers.tolist(), strict=True):
                 counts[value] = counts.get(value, 0) + n
+    return dict(sorted(counts.items()))
+
+
+def _volumes(stores: list[Store]) -> PropertyInfo:
+    cells = [np.abs(np.linalg.det(store.tensor("lattice").numpy().astype(np.float64))) for store in stores]
+    values = np.concatenate([v / store.sizes.numpy() for v, store in zip(cells, stores, strict=True)])
+    return PropertyInfo("Å^3", len(values), float(values.mean()), float(values.min()), float(values.max()))
+
+
+def _element_counts(stores: list[Store]) -> dict[int, int]:
+    """Count crystals by their number of different elements."""
+    counts: dict[int, int] = {}
+    for store in stores:
+        owner = np.repeat(np.arange(len(store)), store.sizes.numpy())
+        pairs = np.unique(np.stack([owner, store.tensor("atom_types").numpy()]), axis=1)
+        for n in np.bincount(pairs[0], minlength=len(store)).tolist():
+            counts[n] = counts.get(n, 0) + 1
     return dict(sorted(counts.items()))
 
 
