@@ -111,7 +111,7 @@ def atomic_volumes(numbers: Sequence[NDArray[np.int64]], volumes: NDArray[np.flo
     gram, right = x.T @ x + _PRIOR * np.eye(119), x.T @ y + _PRIOR * prior
     lower = np.linalg.cholesky(gram)
     fitted, _ = nnls(lower.T, np.linalg.solve(lower, right))
-    return np.maximum(fitted, 2.0)
+    return np.maximum(np.asarray(fitted, dtype=np.float64), 2.0)
 
 
 def _number(value: object) -> float:
