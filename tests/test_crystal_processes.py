@@ -22,11 +22,13 @@ from moldiff.diffusion.registry import build_process
 from moldiff.diffusion.schedules import Cosine, Linear, Schedule, Straight, VarianceExploding
 from moldiff.diffusion.torus import Geodesic, Torus, WrappedNormal, wrapped_displacement
 from moldiff.errors import BadRequest
+from moldiff.sampling.annealed import Annealed
 from moldiff.sampling.ddpm import DDIM, DDPM
 from moldiff.sampling.dpm_solver import DPMSolver
 from moldiff.sampling.euler import Euler
 from moldiff.sampling.heun import Heun
-from moldiff.sampling.loop import Sampler
+from moldiff.sampling.loop import Memory, Sampler
+from moldiff.sampling.predictor_corrector import PredictorCorrector
 from moldiff.testing import CheckFailed, check_process, check_sampler, default_oracle
 
 VE = VarianceExploding(0.005, 0.5, -1.6, 1.2)  # noisier than for training: most checks are then at noise that wraps
@@ -60,6 +62,8 @@ def joint(coordinates: Torus) -> Diffusion:
     [
         (DDPM(), WrappedNormal("frac_coords", VE, zero_drift=False)),
         (Heun(s_churn=20, s_min=0.01, s_max=0.4), WrappedNormal("frac_coords", VE, zero_drift=False)),
+        (PredictorCorrector(), WrappedNormal("frac_coords", VE, zero_drift=False)),
+        (Annealed(slope=0), Geodesic("frac_coords", STRAIGHT, zero_drift=False)),
         (DDPM(), Geodesic("frac_coords", STRAIGHT, zero_drift=False)),
         (DPMSolver(), Geodesic("frac_coords", STRAIGHT, zero_drift=False)),
     ],
@@ -77,6 +81,24 @@ def test_samplers_reproduce_whole_crystals(sampler: Sampler, coordinates: Torus)
 )
 def test_samplers_reproduce_crystals_that_begin_anywhere(sampler: Sampler, process: Torus) -> None:
     check_sampler(sampler, Diffusion({"frac_coords": process}), n_samples=300, n_calls=30, bias=0.02)
+
+
+def test_annealed_coordinates_run_ahead_but_never_past_the_prediction() -> None:
+    process = Geodesic("frac_coords", STRAIGHT)
+    diffusion = Diffusion({"frac_coords": process})
+    x0 = crystals(8)
+    aim = 0.1 * torch.randn(8, 5, 3, generator=torch.Generator().manual_seed(1))
+    aim = aim - aim.mean(1, keepdim=True)
+
+    def moved(slope: float, t: float, s: float) -> Tensor:
+        model = Memory(lambda xt, t, previous=None: xt.replace(frac_coords=xt.frac_coords + aim))
+        times = torch.full((8,), t), torch.full((8,), s)
+        after = Annealed(slope).step(model, diffusion, x0, *times, Streams.single(0)).frac_coords - x0.frac_coords
+        return after - after.round()
+
+    torch.testing.assert_close(moved(0, 0.8, 0.6), aim / 4, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(moved(5, 0.8, 0.6), aim / 4 * 2, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(moved(5, 0.2, 0.1), aim, atol=1e-6, rtol=1e-4)
 
 
 def test_wrapped_score_against_the_density() -> None:

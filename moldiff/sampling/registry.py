@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from moldiff.errors import BadRequest, unknown
+from moldiff.sampling.annealed import Annealed
 from moldiff.sampling.ddpm import DDIM, DDPM
 from moldiff.sampling.dpm_solver import DPMSolver
 from moldiff.sampling.euler import Euler
 from moldiff.sampling.heun import ExponentialHeun, Heun
 from moldiff.sampling.loop import Sampler
+from moldiff.sampling.predictor_corrector import PredictorCorrector
 
 SAMPLERS: dict[str, type[Sampler]] = {
     "ddpm": DDPM,
@@ -20,6 +22,8 @@ SAMPLERS: dict[str, type[Sampler]] = {
     "heun": Heun,
     "exponential_heun": ExponentialHeun,
     "dpm_solver": DPMSolver,
+    "predictor_corrector": PredictorCorrector,
+    "annealed": Annealed,
 }
 
 
