@@ -15,7 +15,7 @@ from moldiff.evaluation.api import stage_bars
 from moldiff.evaluation.cache import ResultCache
 from moldiff.evaluation.molecules.data_row import make_data_row
 from moldiff.evaluation.molecules.sets import Settings
-from moldiff.evaluation.reference import build_reference, entries_of
+from moldiff.evaluation.reference import build_reference, entries_of, load_reference
 
 
 def main() -> None:
@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the file to write")
     parser.add_argument("--held-out", type=int, default=10_000, help="molecules of val in the data row")
     parser.add_argument("--n-relax", type=int, default=1000, help="of them relaxed and put through PoseBusters")
+    parser.add_argument("--reference", help="take hashes and histograms from this reference, and make the data row anew")
     parser.add_argument("--processes", type=int, default=None)
     args = parser.parse_args()
     held_out = Store(args.data, "val")
@@ -35,7 +36,10 @@ def main() -> None:
             if bars is not None:
                 bars("training molecules", done, total)
 
-        reference = build_reference(Store(args.data, "train"), n_processes=args.processes, progress=training)
+        if args.reference:
+            reference = load_reference(args.reference)
+        else:
+            reference = build_reference(Store(args.data, "train"), n_processes=args.processes, progress=training)
         title = f"{held_out.meta['name']}, held-out molecules"
         row = make_data_row(rows, title, reference, settings, cache=cache, progress=bars)
     path = reference.with_data_row(row).save(args.out)

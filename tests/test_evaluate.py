@@ -338,7 +338,20 @@ def test_strain_and_posebusters(mols: list[Chem.Mol]) -> None:
     pytest.importorskip("posebusters")
     assert all(bust(ring, energy=False).values())
     bad = bust(Chem.CombineMols(ring, ring), energy=False)
-    assert not bad["all_atoms_connected"]
+    assert not bad["all_atoms_connected"] and {type(value) for value in bad.values()} == {bool}
+
+
+def test_posebusters_tests_that_could_not_be_run_have_failed(mols: list[Chem.Mol], monkeypatch: pytest.MonkeyPatch) -> None:
+    import pandas
+
+    from moldiff.evaluation.molecules import posebusters
+
+    class Busters:
+        def bust(self, *_: object, **__: object) -> pandas.DataFrame:
+            return pandas.DataFrame({"a": [np.True_], "b": [None], "c": [float("nan")], "d": [pandas.NA]}, dtype=object)
+
+    monkeypatch.setattr(posebusters, "_busters", lambda energy: Busters())
+    assert json.loads(json.dumps(bust(mols[0]))) == {"a": True, "b": False, "c": False, "d": False}
 
 
 def test_xtb_in_a_set_counts_failures(tmp_path: Path, mols: list[Chem.Mol], monkeypatch: pytest.MonkeyPatch) -> None:

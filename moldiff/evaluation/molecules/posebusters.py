@@ -41,4 +41,5 @@ def bust(mol: Mol, *, energy: bool = True) -> dict[str, bool]:
     the tests are those of ``mol_fast``. A test that could not be run has failed.
     """
     table = _busters(energy).bust([mol], None, None, full_report=False)
-    return {str(name): value == 1 for name, value in table.iloc[0].items()}
+    # A test that could not be run is None, NaN or pandas' own NA, and its column may hold numpy's booleans, which JSON refuses.
+    return {str(name): bool(value) for name, value in table.iloc[0].fillna(False).items()}
