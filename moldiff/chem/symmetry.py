@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moldiff.chem.crystals import Crystal, check_crystal, formula_of, min_distance, quiet
+from moldiff.chem.crystals import Crystal, check_crystal, formula_of, quiet
 
 #: Tolerance (Å) of the symmetry of a generated structure; 0.01, usual for relaxed ones, finds P1 in nearly every sample.
 SYMPREC = 0.1
@@ -19,6 +19,9 @@ SYMPREC = 0.1
 _ENANTIOMORPHS = {
     76: 78, 91: 95, 92: 96, 144: 145, 151: 153, 152: 154, 169: 170, 171: 172, 178: 179, 180: 181, 212: 213,
 }  # fmt: skip
+
+
+_RECENT: dict[tuple[bytes, bytes, bytes, float], Any] = {}
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,13 @@ def _spglib() -> Any:
 
 
 def _dataset(crystal: Crystal, symprec: float) -> Any:
-    if min_distance(crystal.frac_coords, crystal.lattice) < 2 * symprec:
-        symprec = min_distance(crystal.frac_coords, crystal.lattice) / 4
-    return quiet(_spglib().get_symmetry_dataset, crystal.cell, symprec=max(symprec, 1e-6))
+    """Find the symmetry of a crystal; the last few results are kept, since group and label are asked one after the other."""
+    key = (crystal.numbers.tobytes(), crystal.frac_coords.tobytes(), crystal.lattice.tobytes(), symprec)
+    if key not in _RECENT:
+        while len(_RECENT) >= 8:
+            _RECENT.pop(next(iter(_RECENT)))
+        near = crystal.min_distance
+        # A tolerance near the distance between atoms would merge them.
+        tolerance = max(near / 4 if near < 2 * symprec else symprec, 1e-6)
+        _RECENT[key] = quiet(_spglib().get_symmetry_dataset, crystal.cell, symprec=tolerance)
+    return _RECENT[key]
