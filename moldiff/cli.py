@@ -39,12 +39,12 @@ def generate(
     n: Annotated[int, typer.Option("-n", "--n", help="Number of samples.")] = 100,
     model: Annotated[str, typer.Option(help="Name of a shipped model, or a model folder.")] = "qm9",
     seed: Annotated[int, typer.Option(help="Sample i of a seed is always the same.")] = 0,
-    steps: Annotated[int | None, typer.Option(help="Network calls a sample.  [default: the model's own]")] = None,
-    sampler: Annotated[str | None, typer.Option(help="ddpm, ddim, euler, heun or dpm_solver.  [default: the model's]")] = None,
+    steps: Annotated[int | None, typer.Option(help="Network calls a sample.", show_default="the model's own")] = None,
+    sampler: Annotated[str | None, typer.Option(help="ddpm, ddim, euler, heun, dpm_solver.", show_default="the model's")] = None,
     option: Annotated[list[str] | None, typer.Option(help="KEY=VALUE for the sampler; may be repeated.")] = None,
     grid: Annotated[str | None, typer.Option(help="Time grid: uniform, karras, rhoX, log, tan.")] = None,
     temperature: Annotated[float | None, typer.Option(help="Divides the logits of types, charges and bonds.")] = None,
-    size: Annotated[str | None, typer.Option(help="Number of atoms: N or MIN-MAX.  [default: as trained]")] = None,
+    size: Annotated[str | None, typer.Option(help="Number of atoms: N or MIN-MAX.", show_default="as trained")] = None,
     batch_size: Annotated[str, typer.Option(help="Samples in hand at once; the samples do not depend on it.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
@@ -86,14 +86,14 @@ def generate(
 def train(
     config: Annotated[Path, typer.Argument(help="Settings, YAML.")],
     set_: Annotated[list[str] | None, typer.Option("--set", help="KEY.KEY=VALUE; may be repeated.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the run.  [default: runs/NAME]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run.", show_default="runs/NAME")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on exactly where the run stopped.")] = False,
-    data: Annotated[str | None, typer.Option(help="Data set by name or folder.  [default: as in the settings]")] = None,
+    data: Annotated[str | None, typer.Option(help="Data set by name or folder.", show_default="as in the settings")] = None,
     devices: Annotated[str, typer.Option(help="Lightning's devices: auto, a number, or a list such as 0,1.")] = "auto",
     num_nodes: Annotated[int, typer.Option(help="Lightning's num_nodes.")] = 1,
     strategy: Annotated[str, typer.Option(help="Lightning's strategy: auto, ddp ...")] = "auto",
     accelerator: Annotated[str, typer.Option(help="Lightning's accelerator: auto, cpu, gpu ...")] = "auto",
-    threads: Annotated[int | None, typer.Option(help="Threads of the CPU.  [default: all cores]")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of the CPU.", show_default="all cores")] = None,
 ) -> None:
     """Train a model from settings, and export it as a model folder."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads would starve other processes
@@ -116,7 +116,7 @@ def evaluate(
     n_relax: Annotated[int, typer.Option(help="Samples to relax, and to test with PoseBusters.")] = 200,
     posebusters: Annotated[bool, typer.Option("--posebusters", help="Run PoseBusters on a random subset.")] = False,
     posebusters_energy: Annotated[bool, typer.Option(help="PoseBusters' energy check on or off.")] = True,
-    workers: Annotated[int | None, typer.Option(help="Processes.  [default: one a core]")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes.", show_default="one a core")] = None,
     time_limit: Annotated[float, typer.Option(help="Seconds that one relaxation may take.")] = 60.0,
     seed: Annotated[int, typer.Option(help="Chooses the random subsets.")] = 0,
     cache: Annotated[bool, typer.Option(help="Remember expensive results.")] = True,
@@ -143,9 +143,9 @@ def report(folder: Annotated[Path, typer.Argument(help="Output folder of moldiff
 def bench(
     model: Annotated[str, typer.Option(help="Name of a shipped model, or a model folder.")] = "qm9",
     n: Annotated[int, typer.Option("-n", "--n", help="Number of molecules to draw.")] = 100,
-    steps: Annotated[int | None, typer.Option(help="Network calls a molecule.  [default: the model's own]")] = None,
+    steps: Annotated[int | None, typer.Option(help="Network calls a molecule.", show_default="the model's own")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
-    threads: Annotated[int | None, typer.Option(help="Threads of the CPU.  [default: all cores]")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of the CPU.", show_default="all cores")] = None,
     out: Annotated[Path | None, typer.Option(help="JSON file for the numbers.")] = None,
 ) -> None:
     """Measure training, sampling and the network on this machine."""
@@ -160,8 +160,8 @@ def data_prepare(
     source: Annotated[str, typer.Argument(help="Files of molecules; or, with --source, the name of the data set.")],
     from_: Annotated[Path | None, typer.Option("--source", help="Where the files are.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the data set.")] = None,
-    root: Annotated[Path | None, typer.Option(help="Folder of all data sets.  [default: $MOLDIFF_DATA]")] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes.  [default: one a core]")] = None,
+    root: Annotated[Path | None, typer.Option(help="Folder of all data sets.", show_default="$MOLDIFF_DATA")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes.", show_default="one a core")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a data set of this name.")] = False,
 ) -> None:
     """Turn files of molecules into a data set: moldiff data prepare qm9 --source PATH, or PATH --name mine."""
@@ -178,7 +178,7 @@ def data_prepare(
 @data.command("info")
 def data_info(
     name: Annotated[str, typer.Argument(help="Name or folder of a data set.")],
-    root: Annotated[Path | None, typer.Option(help="Folder of all data sets.  [default: $MOLDIFF_DATA]")] = None,
+    root: Annotated[Path | None, typer.Option(help="Folder of all data sets.", show_default="$MOLDIFF_DATA")] = None,
 ) -> None:
     """Sizes, elements, bonds, charges and properties of a data set."""
     from rich.console import Console
@@ -217,7 +217,7 @@ def models_info(model: Annotated[str, typer.Argument(help="Name of a shipped mod
 def models_export(
     run: Annotated[Path, typer.Argument(help="Folder of a training run.")],
     out: Annotated[Path, typer.Option(help="The model folder to write.")],
-    data: Annotated[str | None, typer.Option(help="Data set by name or folder.  [default: as in the settings]")] = None,
+    data: Annotated[str | None, typer.Option(help="Data set by name or folder.", show_default="as in the settings")] = None,
     storage: Annotated[str, typer.Option(help="How weights are stored: float16, bfloat16, float32.")] = "float16",
 ) -> None:
     """Make a model folder from a training run."""
