@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from moldiff.assemble import build_vocabulary
+from moldiff.control import Place, Spec
 from moldiff.core.batch import AtomBatch
 from moldiff.core.rng import Streams
 from moldiff.device import check_batch_size, resolve_device
@@ -17,6 +19,7 @@ from moldiff.errors import BadRequest, MoldiffError
 from moldiff.model_store import ModelInfo, load_model
 from moldiff.request import Request, make_request, whole_number
 from moldiff.samples import Sample, SampleSet, from_batch
+from moldiff.sampling.control import Controls
 from moldiff.sampling.grids import make_grid
 from moldiff.sampling.loop import sample
 from moldiff.sampling.registry import make_sampler
@@ -85,17 +88,20 @@ class Generator:
         batch_size: int | str = "auto",
         start: int = 0,
         progress: Progress | bool = False,
+        controls: Sequence[Spec] = (),
     ) -> SampleSet:
         """Draw ``n`` samples.
 
         ``steps`` counts network calls; ``sampler`` with its ``options`` and ``grid`` are named as in ``moldiff.sampling``; what
         is None is the model's own setting. ``size`` is a number of atoms or a range. ``batch_size`` samples are in hand at
-        once. ``start`` is the index of the first sample, so that parts of a run can be drawn apart. ``progress`` is True for a
-        bar or a function of (samples done, n). Raises ``BadRequest`` for what the model can't do.
+        once. ``controls`` are specifications of ``moldiff.control``. ``start`` is the index of the first sample, so that parts
+        of a run can be drawn apart. ``progress`` is True for a bar or a function of (samples done, n). Raises ``BadRequest``
+        for what the model can't do.
         """
         request = self.request(
-            n, seed=seed, steps=steps, sampler=sampler, options=options, grid=grid, temperature=temperature, size=size
-        )
+            n, seed=seed, steps=steps, sampler=sampler, options=options, grid=grid, temperature=temperature, size=size,
+            controls=controls,
+        )  # fmt: skip
         start = whole_number("start", start)
         if start < 0:
             raise BadRequest(f"start must be at least 0, found {start}")
@@ -144,6 +150,8 @@ class Generator:
             self._rule = tile_rule(self.denoiser, diffusion, self._blank, probes, self.device)
         calls = make_sampler(request.sampler, request.options).calls_per_step
         grid = make_grid(request.grid, request.steps, diffusion.schedule, calls)
+        gradients = any(spec.needs_gradients for spec in request.controls)
+        no_grad = torch.no_grad if gradients else torch.inference_mode  # the latter is a twentieth faster
         results: dict[int, Sample] = {}
         share: dict[int, float] = {}
         lock = threading.Lock()
@@ -161,16 +169,20 @@ class Generator:
             watched = Watched(denoiser, tile.rows, self.device)
             sampler = make_sampler(request.sampler, request.options)
             streams = Streams.of(request.seed, tile.filled)
+            place = Place(tile.filled, tile.size, self.info, self.vocabulary, diffusion, self.device, request.seed)
+            control = Controls([spec.control(place) for spec in request.controls])
             try:
-                with torch.inference_mode():  # a twentieth faster than no_grad
-                    drawn = sample(watched, diffusion, like, streams, sampler, grid, request.self_conditioning, on_step)
+                with no_grad():
+                    drawn = sample(
+                        watched, diffusion, like, streams, sampler, grid, request.self_conditioning, on_step, None, control
+                    )
             except _Stopped:
                 return
             n = len(tile.indices)
             physical = self.vocabulary.decode(drawn[:n].to("cpu"))
             found = from_batch(physical, tile.indices, self.info.config.bonds, watched.spoilt[:n].tolist())
             with lock:
-                results.update({s.index: s for s in found})
+                results.update({s.index: replace(s, info={**s.info, **request.facts(s.index)}) for s in found})
 
         def halved(rule: TileRule) -> None:
             if notice is not None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
+from moldiff.control import Spec
 from moldiff.core.rng import stream_seed
 from moldiff.errors import BadRequest
 from moldiff.model_store import ModelInfo
@@ -31,9 +32,14 @@ class Request:
     temperature: float
     size: str
     sizes: Mapping[int, int] = field(repr=False)
+    controls: tuple[Spec, ...] = ()
 
     def size_of(self, index: int) -> int:
-        """The number of atoms of one sample: a draw from ``sizes`` by seed and index alone."""
+        """The number of atoms of one sample: a draw from ``sizes`` by seed and index alone, unless a control decides it."""
+        for spec in self.controls:
+            size = spec.size_of(index)
+            if size is not None:
+                return size
         total = sum(self.sizes.values())
         place = stream_seed(stream_seed(self.seed, index), 0) * total >> 63
         for size, weight in sorted(self.sizes.items()):
@@ -44,9 +50,13 @@ class Request:
 
     def settings(self) -> dict[str, Any]:
         """Plain values for run.yaml: the same settings mean the same samples."""
-        values = asdict(self)
-        del values["sizes"]  # follows from the model and ``size``
-        return {**values, "options": dict(self.options)}
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        del values["sizes"], values["controls"]  # the sizes follow from the model and ``size``
+        return {**values, "options": dict(self.options), **{spec.name: spec.settings() for spec in self.controls}}
+
+    def facts(self, index: int) -> dict[str, Any]:
+        """What the controls say of one sample."""
+        return {key: value for spec in self.controls for key, value in spec.facts(index).items()}
 
 
 def make_request(
@@ -60,11 +70,13 @@ def make_request(
     grid: str | None = None,
     temperature: float | None = None,
     size: int | str | tuple[int, int] | None = None,
+    controls: Sequence[Spec] = (),
 ) -> Request:
     """Check a request against a model; what is None is taken from the model's own sampling settings.
 
     ``options`` are added to the model's own where the sampler is the model's.
 
+    ``controls`` are checked against the model and against each other.
     ``size`` is a number of atoms, a range as ``(least, most)`` or ``"least-most"``, or None for the sizes of the training data.
     Raises ``BadRequest`` for anything that the model or the sampler can't do.
     """
@@ -91,7 +103,14 @@ def make_request(
         raise BadRequest(f"temperature must be a positive number, found {temperature}")
     name = default.grid if grid is None else grid
     make_grid(name, calls, _schedule(info), made.calls_per_step)
+    for spec in controls:
+        spec.check(info)
+        spec.check_beside([other for other in controls if other is not spec])
     text, sizes = admitted_sizes(info, size)
+    possible = {k: v for k, v in sizes.items() if all(spec.admits(k) for spec in controls)}
+    if not possible:
+        names = " and ".join(spec.name for spec in controls)
+        raise BadRequest(f"no size that {info.name} can make ({min(sizes)} to {max(sizes)} atoms) satisfies {names}")
     return Request(
         model=info.name,
         weights_sha256=info.weights_sha256,
@@ -104,7 +123,8 @@ def make_request(
         self_conditioning=default.self_conditioning,
         temperature=heat,
         size=text,
-        sizes=sizes,
+        sizes=possible,
+        controls=tuple(controls),
     )
 
 

@@ -29,6 +29,10 @@ class DPMSolver(Sampler):
     def start(self, n_steps: int) -> None:
         self.before = None
 
+    def reorder(self, index: Tensor) -> None:
+        if self.before is not None:
+            self.before = self.before[0][index], self.before[1][index]
+
     def step(self, model: Memory, diffusion: Diffusion, xt: AtomBatch, t: Tensor, s: Tensor, rng: Streams) -> AtomBatch:
         here = prediction = model(xt, t)
         if self.before is not None:

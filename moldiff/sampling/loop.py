@@ -12,6 +12,7 @@ from moldiff.core.batch import AtomBatch
 from moldiff.core.rng import Streams
 from moldiff.denoisers.base import Denoiser
 from moldiff.diffusion.joint import Diffusion
+from moldiff.sampling.control import Control, Controls
 
 
 class Memory:
@@ -29,6 +30,11 @@ class Memory:
         self.previous = prediction
         return prediction
 
+    def reorder(self, index: Tensor) -> None:
+        """Row k from now on is what row ``index[k]`` was."""
+        if self.previous is not None:
+            self.previous = self.previous[index]
+
 
 class Sampler(ABC):
     """One way from t to s. A sampler keeps what it needs between steps in itself; ``start`` clears it.
@@ -41,6 +47,10 @@ class Sampler(ABC):
 
     def start(self, n_steps: int) -> None:
         """Forget earlier runs; ``n_steps`` steps will follow."""
+        return
+
+    def reorder(self, index: Tensor) -> None:
+        """Row k from now on is what row ``index[k]`` was; samplers that remember systems override this."""
         return
 
     @abstractmethod
@@ -59,20 +69,26 @@ def sample(
     self_conditioning: bool = True,
     on_step: Callable[[int, int], None] | None = None,
     start: AtomBatch | None = None,
+    control: Control | None = None,
 ) -> AtomBatch:
     """Draw one clean encoded system for each system of ``like``.
 
     ``like`` gives the mask and the given fields; ``grid`` is T decreasing times whose first is 1. The last is where the
     final clean prediction is read, so T entries make T - 1 steps and one closing call. ``start`` is a state at the grid's
     first time, which may then be earlier than 1; without it the prior is drawn. ``on_step(k, T - 1)`` is called after each step.
+    ``control`` acts on the run at the places that ``sampling.control.Control`` names.
     """
-    model = Memory(denoiser, self_conditioning)
+    control = Controls() if control is None else control
+    like = control.given(like)
+    model = Memory(control.wrap(denoiser, diffusion), self_conditioning)
     sampler.start(len(grid) - 1)
-    xt = diffusion.prior(like, rng) if start is None else start
+    xt = control.start(diffusion.prior(like, rng) if start is None else start, diffusion, rng)
     times = grid.to(like.device)
     ones = torch.ones(like.n_systems, device=like.device)
     for k in range(len(times) - 1):
-        xt = sampler.step(model, diffusion, xt, times[k] * ones, times[k + 1] * ones, rng)
+        t, s = times[k] * ones, times[k + 1] * ones
+        moved = sampler.step(model, diffusion, xt, t, s, rng)
+        xt = control.step(model, sampler, diffusion, xt, moved, t, s, rng)
         if on_step is not None:
             on_step(k + 1, len(times) - 1)
-    return diffusion.finish(model(xt, times[-1] * ones), xt)
+    return control.finish(diffusion.finish(model(xt, times[-1] * ones), xt), diffusion)

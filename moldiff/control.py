@@ -1,0 +1,72 @@
+"""What a request may carry beyond numbers: specifications of control, checked before a model is loaded, and their combination.
+
+A ``Spec`` says what is wanted in plain values (a formula, elements to leave out, a kept fragment, a reward); for every group of
+equally large systems it makes the ``sampling.control.Control`` that brings it about.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from moldiff.sampling.control import Control
+
+if TYPE_CHECKING:
+    import torch
+
+    from moldiff.core.vocabulary import Vocabulary
+    from moldiff.diffusion.joint import Diffusion
+    from moldiff.model_store import ModelInfo
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a control acts: the sample indices of the rows, in their order, the size of all of them, and the model's parts."""
+
+    indices: Sequence[int]
+    size: int
+    info: ModelInfo
+    vocabulary: Vocabulary
+    diffusion: Diffusion
+    device: torch.device
+    seed: int
+
+
+class Spec(ABC):
+    """One thing that is asked for. ``name`` is its key in run.yaml; subclasses are frozen dataclasses of plain values.
+
+    ``needs_gradients`` keeps autograd usable while sampling.
+    """
+
+    name: str
+    needs_gradients: bool = False
+
+    @abstractmethod
+    def settings(self) -> Any:
+        """Plain values for run.yaml: the same settings mean the same samples."""
+
+    def check(self, info: ModelInfo) -> None:
+        """Raise ``BadRequest`` where the model can't do it; called before weights are loaded."""
+        return
+
+    def check_beside(self, others: Sequence[Spec]) -> None:
+        """Raise ``BadRequest`` for a combination that makes no sense, saying why."""
+        return
+
+    def admits(self, size: int) -> bool:
+        """Whether systems of this many atoms can satisfy it."""
+        return True
+
+    def size_of(self, index: int) -> int | None:
+        """The number of atoms of one sample where this decides it, else None."""
+        return None
+
+    @abstractmethod
+    def control(self, place: Place) -> Control:
+        """What acts on the systems of one tile."""
+
+    def facts(self, index: int) -> Mapping[str, Any]:
+        """What a sample carries in its ``info`` and in its row of samples.csv, such as the value that was asked for."""
+        return {}
