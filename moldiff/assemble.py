@@ -26,7 +26,8 @@ def signature_of(config: Config, diffusion: Diffusion, vocabulary: Vocabulary) -
             states = process.n_states if isinstance(process, Categorical) else vocabulary.size(name)
             categorical[name] = (states, vocabulary.size(name))
     continuous = tuple(name for name in (*config.fields, *config.given) if not field(name).categorical)
-    return Signature(categorical, continuous, len(config.conditions), config.max_atoms)
+    classes = tuple(config.condition_classes.get(name, 0) for name in config.conditions)
+    return Signature(categorical, continuous, len(config.conditions), config.max_atoms, classes)
 
 
 def build_denoiser(config: Config) -> NetworkDenoiser:

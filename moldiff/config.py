@@ -63,7 +63,8 @@ class TrainingConfig(_Strict):
     clip: float = Field(1.0, gt=0)
     ema: float = Field(0.999, ge=0, lt=1)
     self_conditioning: float = Field(0.5, ge=0, le=1)
-    condition_dropout: float = Field(0.12, ge=0, le=1)
+    condition_dropout: float = Field(0.12, ge=0, le=1)  # of all conditions together: the null condition of guidance
+    condition_dropout_each: float = Field(0.3, ge=0, le=1)  # of each on its own, in models of several
     time_power: float = Field(1.0, gt=0)  # above 1: more training at low noise, where geometry is decided
     max_steps: int | None = Field(None, ge=1)
     max_minutes: float | None = Field(None, gt=0)
@@ -86,6 +87,31 @@ class SamplingConfig(_Strict):
     temperature: float = Field(1.0, gt=0)
 
 
+class ConditionStats(_Strict):
+    """What training found of a condition: by what it is standardised, and where it was seen.
+
+    ``low`` and ``high`` are the 1st and 99th percentile, ``least`` and ``greatest`` the ends, of ``known`` training systems, all
+    in ``unit``. A class has mean 0 and std 1: its standardised value is its number.
+    """
+
+    unit: str = ""
+    mean: float
+    std: float = Field(gt=0)
+    low: float
+    high: float
+    least: float
+    greatest: float
+    known: int = Field(ge=0)
+
+    def standardise(self, value: Any) -> Any:
+        """A value (or array, or tensor) in ``unit`` as the network sees it."""
+        return (value - self.mean) / self.std
+
+    def physical(self, value: Any) -> Any:
+        """The inverse of ``standardise``."""
+        return value * self.std + self.mean
+
+
 class Config(_Strict):
     """One model: data, vocabulary, fields, network, training, sampling."""
 
@@ -97,6 +123,8 @@ class Config(_Strict):
     fields: dict[str, FieldConfig]
     given: list[str] = []
     conditions: list[str] = []
+    condition_classes: dict[str, int] = {}  # conditions that are classes 0 .. K - 1 rather than numbers: {name: K}
+    condition_stats: dict[str, ConditionStats] = {}  # filled by training, from its data
     network: NetworkConfig = NetworkConfig()
     max_atoms: int = Field(64, ge=1)
     training: TrainingConfig = TrainingConfig()

@@ -114,9 +114,7 @@ def export_run(
         "trained": f"{state['elapsed'] / 60:.0f} minutes, {state['done']:,} steps, {state['seen']:,} systems seen",
         **(facts or {}),
     }
-    return export_model(
-        {**state["weights"], **state["ema"]}, config, store, out, given, reference=reference, storage=storage
-    )
+    return export_model({**state["weights"], **state["ema"]}, config, store, out, given, reference=reference, storage=storage)
 
 
 def portable(config: Config) -> Config:
@@ -144,6 +142,22 @@ def reference_of(store: Store, config: Config) -> Reference | None:
     return reference.with_data_row(make_data_row(rows, f"{reference.name}, held out", reference, Settings()))
 
 
+def condition_rows(config: Config) -> dict[str, str]:
+    """Rows of the card that name the conditions, their units and where they were trained."""
+    rows = {}
+    for name in config.conditions:
+        stats = config.condition_stats.get(name)
+        if stats is None:
+            continue
+        if config.condition_classes.get(name):
+            where = f"one of {config.condition_classes[name]} classes, seen {stats.least:g} to {stats.greatest:g}"
+        else:
+            where = f"{stats.low:.4g} to {stats.high:.4g} {stats.unit}".rstrip() + " (1st to 99th percentile of training; "
+            where += f"seen {stats.least:.4g} to {stats.greatest:.4g}, mean {stats.mean:.4g})"
+        rows[f"condition `{name}`"] = f"{where}, known of {stats.known:,} training systems"
+    return rows
+
+
 def card_text(
     config: Config, n_parameters: int, sizes: Mapping[int, int], reference: Reference | None, facts: Mapping[str, str]
 ) -> str:
@@ -158,6 +172,7 @@ def card_text(
         "network": f"{config.network.name}, {n_parameters:,} parameters",
         "fields": ", ".join(f"{name} ({f.process})" for name, f in config.fields.items()),
         "training data": f"{config.data.name}, {sum(sizes.values()):,} {things}",
+        **condition_rows(config),
         "samples by default with": f"{config.sampling.sampler}, {config.sampling.steps} network calls, "
         f"grid {config.sampling.grid}",
         "novelty": "known offline" if reference is not None else "unknown: no reference in this folder",

@@ -34,6 +34,7 @@ def train(
     settings = load_config(config, overrides)
     from moldiff.data.location import find_data
     from moldiff.data.store import Store
+    from moldiff.training.conditions import with_condition_stats
     from moldiff.training.data import locate_data
 
     if data is not None:
@@ -48,6 +49,10 @@ def train(
     if largest > settings.max_atoms:
         raise BadRequest(f"{store.folder} holds systems of {largest} atoms, max_atoms is {settings.max_atoms}")
     folder = Path(out) if out is not None else Path("runs") / settings.name
+    columns = {name: store.tensor(name) for name in store.names}
+    if resume and (folder / "settings.yaml").is_file():  # the network was trained on values standardised by these
+        settings = settings.model_copy(update={"condition_stats": load_config(folder / "settings.yaml").condition_stats})
+    settings = with_condition_stats(settings, columns, store.meta.get("properties", {}))
     if is_first_process():  # the others start when the first has begun to write
         _check_folder(folder, settings, resume)
 
@@ -59,7 +64,6 @@ def train(
         if threads < 1:
             raise BadRequest(f"threads must be at least 1, found {threads}")
         torch.set_num_threads(threads)
-    columns = {name: store.tensor(name) for name in store.names}
     result = fit(settings, columns, folder, resume=resume, **_trainer(trainer_options))
     if not result.main_process:
         return None

@@ -16,7 +16,8 @@ from moldiff.errors import BadRequest
 class BucketBatches:
     """Batches of systems of one size, or of sizes that lie together, in a shuffled order that (seed, epoch) fixes.
 
-    ``columns`` are a store's tensors (see docs/architecture.md). ``batch(step)`` gives the encoded batch of a step; under
+    ``columns`` are a store's tensors (see docs/architecture.md), ``conditions`` [M, n_conditions] what a batch carries under that
+    name (already standardised, NaN where unknown). ``batch(step)`` gives the encoded batch of a step; under
     data parallelism rank r of R takes every R-th batch. Systems that do not fill a batch of their size are joined, epoch by
     epoch, into smaller ones, so that every system is seen once an epoch.
 
@@ -34,7 +35,7 @@ class BucketBatches:
         seed: int = 0,
         rank: int = 0,
         world: int = 1,
-        conditions: Sequence[str] = (),
+        conditions: Tensor | None = None,
         fields: Sequence[str] = ("positions", "atom_types", "charges", "bond_types"),
         bucket_width: int = 1,
     ) -> None:
@@ -48,13 +49,7 @@ class BucketBatches:
         if "bond_types" in self.fields:
             counts = columns["n_bonds"].to(torch.int64)
             self.n_bonds, self.bond_start = counts, counts.cumsum(0) - counts
-        missing = [c for c in conditions if f"property.{c}" not in columns]
-        if missing:
-            known = sorted(k.removeprefix("property.") for k in columns if k.startswith("property."))
-            raise BadRequest(f"the data has no column {missing[0]!r} (known: {', '.join(known) or 'none'})")
-        self.conditions = None
-        if conditions:
-            self.conditions = torch.stack([columns[f"property.{c}"].float() for c in conditions], -1)
+        self.conditions = conditions
         self._epoch, self._plan = -1, [np.zeros(0, dtype=np.int64)]
         self.per_epoch = len(self._make_plan(0))
 

@@ -26,12 +26,22 @@ class Denoiser(Protocol):
 
 @dataclass(frozen=True)
 class Signature:
-    """What a network is built for: the diffused categorical fields with (states in, classes out), and the conditions."""
+    """What a network is built for: the diffused categorical fields with (states in, classes out), and the conditions.
+
+    ``condition_classes`` has an entry a condition: 0 for a standardised number, K for a class 0 .. K - 1; left empty, all are
+    numbers.
+    """
 
     categorical: dict[str, tuple[int, int]]
     continuous: tuple[str, ...]
     n_conditions: int = 0
     max_atoms: int = 64
+    condition_classes: tuple[int, ...] = ()
+
+    @property
+    def conditions(self) -> tuple[int, ...]:
+        """``condition_classes`` with an entry for every condition."""
+        return self.condition_classes or (0,) * self.n_conditions
 
     def states(self, name: str) -> int:
         """Number of values that the noisy field can take."""

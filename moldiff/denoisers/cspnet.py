@@ -135,7 +135,7 @@ class CSPNet(nn.Module):
         self.classes = {k: signature.classes(k) for k in signature.categorical}
         edge = edge or width
         features = 6 * (n_frequencies + n_memory) + n_distances
-        self.time = TimeEmbedding(width, max_atoms=signature.max_atoms, n_conditions=signature.n_conditions)
+        self.time = TimeEmbedding(width, max_atoms=signature.max_atoms, conditions=signature.conditions)
         self.node_in = Linear(sum(sum(signature.categorical[k]) for k in self.classes) + 6 * n_memory + 1, width)
         self.cell_in = Linear(2 * _LATTICE, width, gain=0.5)
         self.pair_in = Linear(features, pair) if pair else None

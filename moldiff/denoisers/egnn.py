@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from moldiff.core.batch import AtomBatch
 from moldiff.core.geometry import center, pair_vectors
 from moldiff.denoisers.base import Signature
-from moldiff.denoisers.layers.classes import AtomLogits, ClassInputs, condition_features, require_positions
+from moldiff.denoisers.layers.classes import AtomLogits, ClassInputs, require_positions
+from moldiff.denoisers.layers.embeddings import ConditionEmbedding
 from moldiff.denoisers.layers.pairs import PairLinear
 
 
@@ -92,10 +93,11 @@ class EGNN(nn.Module):
         require_positions(signature, "egnn")
         self.signature, self.self_conditioning = signature, self_conditioning
         self.inputs = ClassInputs(signature, self_conditioning)
-        n_node = self.inputs.node_width + 1 + 2 * signature.n_conditions + self_conditioning
+        n_node = self.inputs.node_width + 1 + self_conditioning
         n_edge = 2 + self.inputs.pair_width + self_conditioning
         n_sets = 2 if self_conditioning else 1
         self.node_in = nn.Linear(n_node, width)
+        self.condition = ConditionEmbedding(signature.conditions, width) if signature.n_conditions else None
         self.layers = nn.ModuleList(
             EGNNLayer(width, n_edge, n_sets, attention, use_tanh, coordinate_range / n_layers, normalization)
             for _ in range(n_layers)
@@ -109,8 +111,8 @@ class EGNN(nn.Module):
         """seen and memory as ``NetworkDenoiser`` gives them, t [S] -> raw outputs."""
         mask, start = seen.mask, seen.positions
         pair_mask = seen.pair_mask[..., None].to(start.dtype)
-        system = torch.cat([t[:, None].to(start.dtype), condition_features(seen, self.signature.n_conditions)], -1)
-        nodes = [*self.inputs.nodes(seen, memory), system[:, None].expand(-1, seen.n_max, -1)]
+        time = t[:, None, None].to(start.dtype).expand(-1, seen.n_max, 1)
+        nodes = [*self.inputs.nodes(seen, memory), time]
         fixed = [pair_vectors(start).square().sum(-1, keepdim=True), *self.inputs.pairs(seen, memory)]
         sets = start.new_zeros(*start.shape[:2], 0, 3)
         if self.self_conditioning:
@@ -119,6 +121,8 @@ class EGNN(nn.Module):
             fixed.append(pair_vectors(old).square().sum(-1, keepdim=True))
             sets = old[:, :, None]
         h, edges, moved = self.node_in(torch.cat(nodes, -1)), torch.cat(fixed, -1), torch.zeros_like(start)
+        if self.condition is not None:
+            h = h + self.condition(seen.data.get("conditions"), h[:, 0])[:, None]
         message = edges
         for layer in self.layers:
             h, step, message = layer(h, start + moved, edges, sets, pair_mask)

@@ -153,7 +153,7 @@ class TensorProductNetwork(nn.Module):
         self.signature, self.self_conditioning = signature, self_conditioning
         self.width, self.n_basis = width, n_basis
         self.inputs = ClassInputs(signature, self_conditioning)
-        self.time = TimeEmbedding(width, max_atoms=signature.max_atoms, n_conditions=signature.n_conditions)
+        self.time = TimeEmbedding(width, max_atoms=signature.max_atoms, conditions=signature.conditions)
         self.node_in = nn.Linear(self.inputs.node_width, width)
         self.flag = nn.Parameter(torch.zeros(width))  # says that there is a previous prediction
         self.pair_in = nn.Linear(self.inputs.pair_width + (2 if self_conditioning else 1) * n_basis, pair)

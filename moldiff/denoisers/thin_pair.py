@@ -133,7 +133,7 @@ class ThinPair(nn.Module):
         self.precision = precision
         self.atom_fields = [k for k in signature.categorical if k != "bond_types"]
         self.with_bonds = "bond_types" in signature.categorical
-        self.time = TimeEmbedding(width, max_atoms=signature.max_atoms, n_conditions=signature.n_conditions)
+        self.time = TimeEmbedding(width, max_atoms=signature.max_atoms, conditions=signature.conditions)
         node_in = sum(sum(signature.categorical[k]) for k in self.atom_fields)
         pair_in = sum(signature.categorical["bond_types"]) if self.with_bonds else 0
         self.node_in = Linear(node_in, width)
@@ -142,9 +142,7 @@ class ThinPair(nn.Module):
         # fine features only help once the noise is finer than their wavelength: t decides how much of each is let in
         self.fourier_gate = Linear(width, n_fourier, zero=True) if n_fourier else None
         self.set_in = nn.Parameter(torch.randn(n_sets, 2) * 0.5)
-        self.layers = nn.ModuleList(
-            Layer(width, n_heads, pair, pair_hidden, n_sets, ffn) for _ in range(n_layers)
-        )
+        self.layers = nn.ModuleList(Layer(width, n_heads, pair, pair_hidden, n_sets, ffn) for _ in range(n_layers))
         self.node_out = Linear(width, sum(signature.classes(k) for k in self.atom_fields), gain=0.3)
         self.set_out = Linear(width, 2 * n_sets, gain=0.3)
         self.out_gain = Linear(width, 2 * n_sets, zero=True)
@@ -192,9 +190,7 @@ class ThinPair(nn.Module):
             h, e, x = layer(h, e, x, c, bias, count)
         return self._heads(h, e, x, both, c, seen, low)
 
-    def _heads(
-        self, h: Tensor, e: Tensor, x: Tensor, both: Tensor, c: Tensor, seen: AtomBatch, low: torch.dtype
-    ) -> AtomBatch:
+    def _heads(self, h: Tensor, e: Tensor, x: Tensor, both: Tensor, c: Tensor, seen: AtomBatch, low: torch.dtype) -> AtomBatch:
         mask, sig = seen.mask, self.signature
         z = normalize(h)
         weights = (self.set_out(z) * self.out_gain(c).exp()[:, None]).transpose(1, 2)[..., None]
@@ -202,9 +198,7 @@ class ThinPair(nn.Module):
         positions = (torch.cat([x - start, x], 1) * weights).sum(1)
         out = {"positions": center(positions, mask)}
         logits = self.node_out(z)
-        for name, part in zip(
-            self.atom_fields, logits.split([sig.classes(k) for k in self.atom_fields], -1), strict=True
-        ):
+        for name, part in zip(self.atom_fields, logits.split([sig.classes(k) for k in self.atom_fields], -1), strict=True):
             out[name] = part * mask[..., None]
         if self.with_bonds:
             a = self.bond_nodes(z.to(low))

@@ -29,6 +29,7 @@ class TrainOptions:
     ema: float = 0.999
     self_conditioning: float = 0.5
     condition_dropout: float = 0.12
+    condition_dropout_each: float = 0.3
     time_power: float = 1.0
     max_steps: int | None = None
     max_minutes: float | None = None
@@ -84,8 +85,10 @@ class DiffusionModule(lightning.LightningModule):
         xt = diffusion.noise(x0, t, rng)
         coins = torch.rand(2 + x0.n_systems, generator=rng.shared).tolist()
         if "conditions" in x0:
-            drop = torch.tensor(coins[2:], device=x0.device) < self.options.condition_dropout
-            xt = xt.replace(conditions=torch.where(drop[:, None], torch.nan, xt.conditions))
+            drop = torch.tensor(coins[2:])[:, None] < self.options.condition_dropout
+            if x0.conditions.shape[1] > 1:
+                drop = drop | (torch.rand(x0.conditions.shape, generator=rng.shared) < self.options.condition_dropout_each)
+            xt = xt.replace(conditions=torch.where(drop.to(x0.device), torch.nan, xt.conditions))
         previous = None
         if coins[0] < p:
             with torch.no_grad():

@@ -23,6 +23,7 @@ from moldiff.errors import BadRequest
 from moldiff.sampling.ddpm import DDPM
 from moldiff.sampling.grids import uniform_grid
 from moldiff.sampling.loop import sample
+from moldiff.training.conditions import standardised, with_condition_stats
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,7 @@ def fit(
     t = config.training
     if t.max_steps is None and t.max_minutes is None:
         raise BadRequest("training needs a limit: set training.max_minutes or training.max_steps")
+    config = with_condition_stats(config, columns)
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / "settings.yaml").write_text(config.to_yaml(), encoding="utf-8")
@@ -134,7 +136,15 @@ def fit(
     options = TrainOptions(**{k: getattr(t, k) for k in TrainOptions.__dataclass_fields__})
     fields = [*config.fields, *config.given]
     batches = BucketBatches(
-        columns, build_vocabulary(config), t.batch_size, t.seed, rank, world, config.conditions, fields, t.bucket_width
+        columns,
+        build_vocabulary(config),
+        t.batch_size,
+        t.seed,
+        rank,
+        world,
+        standardised(config, columns),
+        fields,
+        t.bucket_width,
     )
     module = DiffusionModule(denoiser, batches, options)
     state = read_state(out / "state.pt") if resume else None

@@ -74,13 +74,3 @@ class AtomLogits(nn.Module):
             return {}
         parts = torch.split(torch.where(mask[..., None], self.out(h), 0.0), list(self.sizes.values()), -1)
         return dict(zip(self.sizes, parts, strict=True))
-
-
-def condition_features(seen: AtomBatch, n_conditions: int) -> Tensor:
-    """Conditions as (value or 0, 1 where known) pairs: [S, 2 n_conditions]; NaN and absent ones are unknown."""
-    positions = seen.positions
-    values = seen.data.get("conditions")
-    if values is None:
-        return positions.new_zeros(seen.n_systems, 2 * n_conditions)
-    known = ~values.isnan()
-    return torch.cat([torch.where(known, values, 0.0), known], -1).to(positions.dtype)

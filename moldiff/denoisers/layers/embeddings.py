@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+#: Standardised conditions beyond this many standard deviations are pressed together, so that an outlier throws nothing.
+_REACH = 4.0
+_WAVES = 3
+_N_NUMBER = 3 + 2 * _WAVES
 
 
 class Linear(nn.Linear):
@@ -45,15 +51,57 @@ def gaussian_basis(distance: Tensor, n: int, high: float) -> Tensor:
     return torch.exp(-0.5 * ((distance[..., None] - centers) / widths.clamp_min(0.15)).square())
 
 
+def number_features(value: Tensor) -> Tensor:
+    """Features of a standardised number: whether it is known, itself, its square, and waves that tell near values apart.
+
+    value [S], NaN where unknown -> [S, 9], all zero where unknown.
+    """
+    known = ~value.isnan()
+    x = _REACH * torch.tanh(torch.where(known, value, 0.0) / _REACH)
+    parts = [torch.ones_like(x), x, x.square() / _REACH]
+    for k in range(_WAVES):
+        parts += [torch.sin(2.0**k * x), torch.cos(2.0**k * x)]
+    return torch.stack(parts, -1) * known[:, None]
+
+
+class ConditionEmbedding(nn.Module):
+    """The sum of what each condition says: [S, n_conditions], NaN where unknown (null) -> [S, width].
+
+    ``classes`` has an entry a condition: 0 for a standardised number, K for a class 0 .. K - 1. Every condition has weights of
+    its own, all zero at first, and none of them a bias: an unknown condition adds exactly nothing, at first and after training, so
+    that a model which learns a further condition begins as the model that it was.
+    """
+
+    def __init__(self, classes: Sequence[int], width: int) -> None:
+        super().__init__()
+        self.classes = tuple(classes)
+        self.each = nn.ModuleList(Linear(k or _N_NUMBER, width, bias=False, zero=True) for k in self.classes)
+
+    def forward(self, conditions: Tensor | None, like: Tensor) -> Tensor:
+        """``like`` [S, width] gives shape, dtype and device."""
+        total = torch.zeros_like(like)
+        if conditions is None:
+            return total
+        for value, k, layer in zip(conditions.to(like.dtype).unbind(-1), self.classes, self.each, strict=True):
+            if k:
+                known = ~value.isnan()
+                index = torch.where(known, value, 0.0).round().long().clamp(0, k - 1)
+                features = F.one_hot(index, k).to(like.dtype) * known[:, None]
+            else:
+                features = number_features(value)
+            total = total + layer(features)
+        return total
+
+
 class TimeEmbedding(nn.Module):
     """t and the number of atoms (and conditions where given) as one vector a system: [S] -> [S, width].
 
-    ``n_conditions`` scalar conditions, already standardised; NaN stands for the null condition and has an embedding of its own.
+    ``conditions`` as in ``ConditionEmbedding``.
     """
 
     frequencies: Tensor
 
-    def __init__(self, width: int, n_frequencies: int = 32, max_atoms: int = 64, n_conditions: int = 0) -> None:
+    def __init__(self, width: int, n_frequencies: int = 32, max_atoms: int = 64, conditions: Sequence[int] = ()) -> None:
         super().__init__()
         self.max_atoms = max_atoms
         frequencies = torch.exp(torch.linspace(math.log(0.5), math.log(100.0), n_frequencies))
@@ -62,15 +110,11 @@ class TimeEmbedding(nn.Module):
         nn.init.normal_(self.size.weight, std=0.02)
         self.inner = Linear(2 * n_frequencies, width)
         self.outer = Linear(width, width)
-        self.condition = Linear(3 * n_conditions, width, zero=True) if n_conditions else None
+        self.condition = ConditionEmbedding(conditions, width) if conditions else None
 
     def forward(self, t: Tensor, n_atoms: Tensor, conditions: Tensor | None = None) -> Tensor:
         angle = t[:, None] * self.frequencies
         x = self.inner(torch.cat([angle.sin(), angle.cos()], -1)) + self.size(n_atoms.clamp_max(self.max_atoms))
         if self.condition is not None:
-            if conditions is None:
-                conditions = torch.full((t.shape[0], self.condition.in_features // 3), torch.nan, device=t.device)
-            known = ~conditions.isnan()
-            value = torch.where(known, conditions, torch.zeros_like(conditions))
-            x = x + self.condition(torch.cat([value, value.square(), known.to(x.dtype)], -1))
+            x = x + self.condition(conditions, x)
         return F.silu(self.outer(F.silu(x)))
