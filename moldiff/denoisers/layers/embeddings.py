@@ -68,8 +68,8 @@ class ConditionEmbedding(nn.Module):
     """The sum of what each condition says: [S, n_conditions], NaN where unknown (null) -> [S, width].
 
     ``classes`` has an entry a condition: 0 for a standardised number, K for a class 0 .. K - 1. Every condition has weights of
-    its own, all zero at first, and none of them a bias: an unknown condition adds exactly nothing, at first and after training, so
-    that a model which learns a further condition begins as the model that it was.
+    its own, all zero at first, and none of them a bias: an unknown condition adds exactly nothing, at first and after training,
+    so that a model which learns a further condition begins as the model that it was.
     """
 
     def __init__(self, classes: Sequence[int], width: int) -> None:
