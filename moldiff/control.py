@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a control acts: the sample indices of the rows, in their order, the size of all of them, and the model's parts."""
+    """Where a control acts: the sample indices of the rows, in their order, the size of all of them, and the model's parts.
+
+    Each sample has ``rows_each`` rows, one after another; after ``finish`` the first of them is the sample. Rows at the end may
+    repeat the last sample, to fill up the call; they come to nothing.
+    """
 
     indices: Sequence[int]
     size: int
@@ -32,16 +36,19 @@ class Place:
     diffusion: Diffusion
     device: torch.device
     seed: int
+    rows_each: int = 1
 
 
 class Spec(ABC):
     """One thing that is asked for. ``name`` is its key in run.yaml; subclasses are frozen dataclasses of plain values.
 
-    ``needs_gradients`` keeps autograd usable while sampling.
+    ``needs_gradients`` keeps autograd usable while sampling; ``rows_each`` is the number of systems that go through the network
+    for every sample that comes back.
     """
 
     name: str
     needs_gradients: bool = False
+    rows_each: int = 1
 
     @abstractmethod
     def settings(self) -> Any:
@@ -50,6 +57,14 @@ class Spec(ABC):
     def check(self, info: ModelInfo) -> None:
         """Raise ``BadRequest`` where the model can't do it; called before weights are loaded."""
         return
+
+    def cautions(self, info: ModelInfo) -> list[str]:
+        """Sentences to show before drawing: what is asked can be done, but perhaps not well."""
+        return []
+
+    def notices(self) -> list[str]:
+        """Sentences to show after drawing: what went wrong since the last call."""
+        return []
 
     def check_beside(self, others: Sequence[Spec]) -> None:
         """Raise ``BadRequest`` for a combination that makes no sense, saying why."""

@@ -150,6 +150,7 @@ class Generator:
             self._rule = tile_rule(self.denoiser, diffusion, self._blank, probes, self.device)
         calls = make_sampler(request.sampler, request.options).calls_per_step
         grid = make_grid(request.grid, request.steps, diffusion.schedule, calls)
+        rows_each = max((spec.rows_each for spec in request.controls), default=1)
         gradients = any(spec.needs_gradients for spec in request.controls)
         no_grad = torch.no_grad if gradients else torch.inference_mode  # the latter is a twentieth faster
         results: dict[int, Sample] = {}
@@ -168,8 +169,10 @@ class Generator:
             like = self._blank(tile.filled, tile.size)
             watched = Watched(denoiser, tile.rows, self.device)
             sampler = make_sampler(request.sampler, request.options)
-            streams = Streams.of(request.seed, tile.filled)
-            place = Place(tile.filled, tile.size, self.info, self.vocabulary, diffusion, self.device, request.seed)
+            streams = Streams.of(request.seed, tile.streams)
+            place = Place(
+                tile.filled, tile.size, self.info, self.vocabulary, diffusion, self.device, request.seed, rows_each
+            )
             control = Controls([spec.control(place) for spec in request.controls])
             try:
                 with no_grad():
@@ -178,11 +181,13 @@ class Generator:
                     )
             except _Stopped:
                 return
-            n = len(tile.indices)
-            physical = self.vocabulary.decode(drawn[:n].to("cpu"))
-            found = from_batch(physical, tile.indices, self.info.config.bonds, watched.spoilt[:n].tolist())
+            kept = slice(0, len(tile.indices) * rows_each, rows_each)
+            physical = self.vocabulary.decode(drawn[kept].to("cpu"))
+            found = from_batch(physical, tile.indices, self.info.config.bonds, watched.spoilt[kept].tolist())
             with lock:
-                results.update({s.index: replace(s, info={**s.info, **request.facts(s.index)}) for s in found})
+                for k, s in enumerate(found):
+                    facts = {**request.facts(s.index), **control.facts(k * rows_each)}
+                    results[s.index] = replace(s, info={**s.info, **facts})
 
         def halved(rule: TileRule) -> None:
             if notice is not None:
@@ -190,7 +195,7 @@ class Generator:
 
         sizes = [(i, request.size_of(i)) for i in indices]
         try:
-            self._rule = run_tiles(draw, sizes, self._rule, self.device, halved)
+            self._rule = run_tiles(draw, sizes, self._rule, self.device, halved, rows_each)
         except (MemoryError, torch.OutOfMemoryError) as error:
             raise MoldiffError(f"one system at a time does not fit into the memory of {self.device}: {error}") from None
         return [results[i] for i in indices]

@@ -18,10 +18,17 @@ class Denoiser(Protocol):
 
     ``xt`` noisy batch, ``t`` [S] in [0, 1], ``previous`` the last clean prediction (self-conditioning) or None. Returns an
     AtomBatch with a value for each continuous field and logits for each categorical one. Guidance takes a Denoiser and
-    returns a Denoiser.
+    returns a Denoiser. One that remembers systems, or wraps another, has a method ``reorder`` (see the function).
     """
 
     def __call__(self, xt: AtomBatch, t: Tensor, previous: AtomBatch | None = None) -> AtomBatch: ...
+
+
+def reorder(denoiser: Denoiser, index: Tensor) -> None:
+    """Tell a denoiser, where it wants to know, that row k from now on is what row ``index[k]`` was."""
+    move = getattr(denoiser, "reorder", None)
+    if move is not None:
+        move(index)
 
 
 @dataclass(frozen=True)

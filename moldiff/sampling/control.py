@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -57,6 +57,10 @@ class Control:
         """The clean encoded systems, given those that the loop made."""
         return x0
 
+    def facts(self, row: int) -> Mapping[str, Any]:
+        """What it found of the system that ``finish`` left in a row, such as the value that was asked for or a reward."""
+        return {}
+
 
 class Controls(Control):
     """Several controls as one, applied in their order."""
@@ -98,3 +102,6 @@ class Controls(Control):
         for part in self.parts:
             x0 = part.finish(x0, diffusion)
         return x0
+
+    def facts(self, row: int) -> Mapping[str, Any]:
+        return {key: value for part in self.parts for key, value in part.facts(row).items()}

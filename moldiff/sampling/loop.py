@@ -10,7 +10,7 @@ from torch import Tensor
 
 from moldiff.core.batch import AtomBatch
 from moldiff.core.rng import Streams
-from moldiff.denoisers.base import Denoiser
+from moldiff.denoisers.base import Denoiser, reorder
 from moldiff.diffusion.joint import Diffusion
 from moldiff.sampling.control import Control, Controls
 
@@ -34,6 +34,7 @@ class Memory:
         """Row k from now on is what row ``index[k]`` was."""
         if self.previous is not None:
             self.previous = self.previous[index]
+        reorder(self.denoiser, index)
 
 
 class Sampler(ABC):

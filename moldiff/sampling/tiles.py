@@ -52,16 +52,23 @@ class TileRule:
 
 @dataclass(frozen=True)
 class Tile:
-    """Sample indices of one size, and the number of rows that the call has."""
+    """Sample indices of one size, the number of rows that the call has, and how many of them each sample takes."""
 
     size: int
     indices: tuple[int, ...]
     rows: int
+    rows_each: int = 1
 
     @property
     def filled(self) -> list[int]:
-        """The indices with the last one repeated until all rows are taken."""
-        return [*self.indices, *[self.indices[-1]] * (self.rows - len(self.indices))]
+        """The sample index of each row, the last sample repeated until all rows are taken."""
+        samples = [*self.indices, *[self.indices[-1]] * (self.rows // self.rows_each - len(self.indices))]
+        return [i for i in samples for _ in range(self.rows_each)]
+
+    @property
+    def streams(self) -> list[int]:
+        """The index of each row's random stream: row k of sample i has stream i ``rows_each`` + k."""
+        return [i * self.rows_each + k % self.rows_each for k, i in enumerate(self.filled)]
 
 
 def n_cores() -> int:
@@ -69,11 +76,15 @@ def n_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def make_tiles(sizes: Iterable[tuple[int, int]], rule: TileRule) -> list[Tile]:
-    """Group (index, size) pairs into tiles, the largest systems first so that the last calls are short."""
+def make_tiles(sizes: Iterable[tuple[int, int]], rule: TileRule, rows_each: int = 1) -> list[Tile]:
+    """Group (index, size) pairs into tiles, the largest systems first so that the last calls are short.
+
+    All ``rows_each`` rows of a sample lie in one tile, however few rows the rule allows.
+    """
     pairs = list(sizes)
-    fair = -(-len(pairs) // rule.workers)
-    most = max(rule.least, min(rule.most, max(fair, WORTH_A_CORE)))
+    fair = -(-len(pairs) * rows_each // rule.workers)
+    most = max(1, max(rule.least, min(rule.most, max(fair, WORTH_A_CORE))) // rows_each)
+    least = -(-rule.least // rows_each)
     groups: dict[int, list[int]] = {}
     for index, size in pairs:
         groups.setdefault(size, []).append(index)
@@ -83,7 +94,7 @@ def make_tiles(sizes: Iterable[tuple[int, int]], rule: TileRule) -> list[Tile]:
         length = -(-len(members) // n_parts)
         for k in range(0, len(members), length):
             part = tuple(members[k : k + length])
-            tiles.append(Tile(size, part, max(len(part), rule.least)))
+            tiles.append(Tile(size, part, max(len(part), least) * rows_each, rows_each))
     return tiles
 
 
@@ -155,16 +166,18 @@ def run_tiles(
     rule: TileRule,
     device: torch.device,
     on_halved: Callable[[TileRule], None] | None = None,
+    rows_each: int = 1,
 ) -> TileRule:
     """Call ``draw`` on tiles that cover all (index, size) pairs, several side by side, and return the rule that worked.
 
     ``draw`` should give up when the event that it is handed is set: another tile has failed. A call that runs out of memory is
-    made again by a halved rule, which also holds for what follows; ``on_halved`` is told. Any other error ends the run.
+    made again by a halved rule, which also holds for what follows; ``on_halved`` is told. Any other error ends the run. A sample
+    takes ``rows_each`` rows.
     """
     todo = list(sizes)
     while todo:
         with one_thread(device):
-            failed = _run(draw, make_tiles(todo, rule), rule.workers, device)
+            failed = _run(draw, make_tiles(todo, rule, rows_each), rule.workers, device)
         if failed is None:
             break
         error, lost = failed

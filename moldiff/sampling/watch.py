@@ -6,11 +6,14 @@ import torch
 from torch import Tensor
 
 from moldiff.core.batch import AtomBatch
-from moldiff.denoisers.base import Denoiser
+from moldiff.denoisers.base import Denoiser, reorder
 
 
 class Watched:
-    """A denoiser that remembers which systems of a batch ever had a non-finite prediction: ``spoilt``, bool [S]."""
+    """A denoiser that remembers which systems of a batch ever had a non-finite prediction: ``spoilt``, bool [S].
+
+    A call may hold the S systems several times over, one after another, as guidance makes it.
+    """
 
     def __init__(self, denoiser: Denoiser, n_systems: int, device: torch.device) -> None:
         self.denoiser = denoiser
@@ -20,5 +23,10 @@ class Watched:
         prediction = self.denoiser(xt, t, previous)
         for value in prediction.data.values():
             # A sum is non-finite where any of its terms is; one pass over the largest tensors instead of three.
-            self.spoilt |= ~torch.isfinite(value.flatten(1).sum(1))
+            self.spoilt |= (~torch.isfinite(value.flatten(1).sum(1))).reshape(-1, len(self.spoilt)).any(0)
         return prediction
+
+    def reorder(self, index: Tensor) -> None:
+        """Row k from now on is what row ``index[k]`` was."""
+        self.spoilt = self.spoilt[index]
+        reorder(self.denoiser, index)
