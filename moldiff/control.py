@@ -48,6 +48,8 @@ class Spec(ABC):
 
     name: str
     needs_gradients: bool = False
+    #: Fields that this fixes for all or some atoms. A field that a model is told must be among those of a request.
+    gives: tuple[str, ...] = ()
     rows_each: int = 1
 
     @abstractmethod
@@ -66,6 +68,10 @@ class Spec(ABC):
         """Sentences to show after drawing: what went wrong since the last call."""
         return []
 
+    def warnings(self, info: ModelInfo) -> Sequence[str]:
+        """Sentences about what is possible and yet doubtful; called after ``check``."""
+        return ()
+
     def check_beside(self, others: Sequence[Spec]) -> None:
         """Raise ``BadRequest`` for a combination that makes no sense, saying why."""
         return
@@ -73,6 +79,10 @@ class Spec(ABC):
     def admits(self, size: int) -> bool:
         """Whether systems of this many atoms can satisfy it."""
         return True
+
+    def total(self, n: int) -> int:
+        """The number of samples where ``n`` are asked for: ``n`` of each of several things, maybe."""
+        return n
 
     def size_of(self, index: int) -> int | None:
         """The number of atoms of one sample where this decides it, else None."""

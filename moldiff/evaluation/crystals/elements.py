@@ -74,6 +74,29 @@ def oxidation_states(composition: tuple[tuple[int, int], ...]) -> tuple[float, .
     return best if least < 100 else (0.0,) * len(composition)
 
 
+def unbalanced(composition: Sequence[tuple[int, int]]) -> bool:
+    """Tell whether no known oxidation states balance a composition ((Z, count), ...): NaCl2, not NaCl, Fe3O4 or an alloy.
+
+    The most electronegative element is the anion; atoms of one element may differ in their states (Fe3O4). Metals alone, and
+    single elements, need no balance.
+    """
+    from pymatgen.core import Element
+
+    if len(composition) < 2 or all(Element.from_Z(z).is_metal for z, _ in composition):
+        return False
+    electronegativity = element_table()[:, 1]
+    anion = max((z for z, _ in composition), key=lambda z: electronegativity[z])
+    low = high = 0
+    for z, n in composition:
+        states = [q for q in _states()[z] if (q < 0) == (z == anion) or q == 0]
+        if not states:
+            states = list(_states()[z])
+        if not states:
+            return False  # a noble gas, of which nothing is known
+        low, high = low + n * min(states), high + n * max(states)
+    return not low <= 0 <= high
+
+
 def dissimilarity(
     z: NDArray[np.int64], charges: NDArray[np.float64], others: NDArray[np.int64], other_charges: NDArray[np.float64]
 ) -> NDArray[np.float64]:

@@ -9,25 +9,22 @@ from __future__ import annotations
 import csv
 import gzip
 import math
-import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from moldiff.chem.formula import parse_formula
 from moldiff.errors import BadRequest, DamagedFile
 
 #: Columns of a hull file: the formula (of a cell or reduced) and the formation energy in eV/atom.
 FORMULA_COLUMNS = ("cell_formula", "formula", "composition", "pretty_formula")
 ENERGY_COLUMNS = ("formation_energy_per_atom", "formation_energy")
 _ELEMENTS = 119
-_PART = re.compile(r"([A-Z][a-z]?)(\d+(?:\.\d+)?)?\s*")
-_PLAIN = re.compile(rf"(?:{_PART.pattern})+")
 
 
 @dataclass(frozen=True)
@@ -135,38 +132,3 @@ def load_hull(path: str | Path) -> Hull:
     fractions /= fractions.sum(1, keepdims=True)
     known = np.isfinite(energies)
     return Hull(fractions[known], energies[known], [name for name, ok in zip(names, known.tolist(), strict=True) if ok])
-
-
-def parse_formula(text: Any) -> dict[int, float]:
-    """Read a formula such as ``LiFePO4``, ``Li4(PO4)2`` or ``O6 Na3`` into counts by atomic number.
-
-    Raises ValueError, in a few words, for what is none.
-    """
-    from ase.data import atomic_numbers
-
-    word = str(text).strip()
-    counts: dict[int, float] = {}
-    if _PLAIN.fullmatch(word):
-        for symbol, number in _PART.findall(word):
-            if symbol not in atomic_numbers or symbol == "X":
-                raise ValueError(f"{word[:60]!r} is not a formula: there is no element {symbol}")
-            counts[atomic_numbers[symbol]] = counts.get(atomic_numbers[symbol], 0.0) + float(number or 1)
-    else:
-        counts = _parse_nested(word)
-    if not counts or min(counts.values()) <= 0:
-        raise ValueError(f"{word[:60]!r} is not a formula")
-    return counts
-
-
-def _parse_nested(word: str) -> dict[int, float]:
-    """Read a formula with brackets by pymatgen, which takes longer."""
-    from pymatgen.core import Composition
-
-    try:
-        composition = Composition(word, strict=True)
-    except Exception as error:
-        raise ValueError(f"{word[:60]!r} is not a formula") from error
-    counts: dict[int, float] = {}
-    for element, n in composition.items():
-        counts[int(element.Z)] = counts.get(int(element.Z), 0.0) + float(n)
-    return counts

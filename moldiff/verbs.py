@@ -1,0 +1,43 @@
+"""The verbs of control: keyword arguments of ``Generator.sample`` and options of ``moldiff generate``, made into specifications.
+
+A new verb is a key of ``Verbs``, a line in ``specs_from`` and an option of the command; the specification itself, a
+``moldiff.control.Spec``, lives in a file of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypedDict, Unpack
+
+from moldiff.control import Spec
+from moldiff.errors import unknown
+from moldiff.model_store import ModelInfo
+
+
+class Verbs(TypedDict, total=False):
+    """What may be asked for beside numbers; a verb that is None or absent asks for nothing."""
+
+    formula: str | None  # LiFePO4: every sample has this composition
+    z: int | None  # formula units in a cell
+    compositions: str | Path | Sequence[str | tuple[str, int]] | None  # a CSV of formula and z, or a list: n samples of each
+    elements: str | Sequence[str] | None  # only these
+    exclude: str | Sequence[str] | None  # none of these
+    require: str | Sequence[str] | None  # at least one atom of each
+
+
+def specs_from(info: ModelInfo, **verbs: Unpack[Verbs]) -> tuple[Spec, ...]:
+    """The specifications that these verbs ask of a model, not yet checked against it (``make_request`` does that).
+
+    Raises ``BadRequest`` for an unknown verb and a value that can't be read.
+    """
+    for name in verbs:
+        if name not in Verbs.__annotations__:
+            raise unknown("option", name, Verbs.__annotations__)
+    from moldiff.composition import compositions_from, elements_from
+
+    found: list[Spec | None] = [
+        compositions_from(verbs.get("formula"), verbs.get("z"), verbs.get("compositions")),
+        elements_from(verbs.get("elements"), verbs.get("exclude"), verbs.get("require")),
+    ]
+    return tuple(spec for spec in found if spec is not None)
