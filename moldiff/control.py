@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from moldiff.core.vocabulary import Vocabulary
     from moldiff.diffusion.joint import Diffusion
     from moldiff.model_store import ModelInfo
+    from moldiff.samples import Sample
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,12 @@ class Spec(ABC):
     #: Fields that this fixes for all or some atoms. A field that a model is told must be among those of a request.
     gives: tuple[str, ...] = ()
     rows_each: int = 1
+    #: Times that every step of the grid is made: the grid then has fewer, so that a request spends the calls that it says.
+    passes: int = 1
+    #: The time at which the way back begins; below 1 the control's ``start`` makes the state there, and fewer calls are spent.
+    begins: float = 1.0
+    #: How often a sample that ``refuses`` gives a reason for is drawn anew; after that it has failed for this reason.
+    redraws: int = 0
 
     @abstractmethod
     def settings(self) -> Any:
@@ -87,6 +94,10 @@ class Spec(ABC):
     def size_of(self, index: int) -> int | None:
         """The number of atoms of one sample where this decides it, else None."""
         return None
+
+    def refuses(self, sample: Sample) -> str:
+        """Why a finished sample is not what was asked for, or an empty string."""
+        return ""
 
     @abstractmethod
     def control(self, place: Place) -> Control:

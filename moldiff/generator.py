@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +14,13 @@ import torch
 from moldiff.assemble import build_vocabulary
 from moldiff.control import Place, Spec
 from moldiff.core.batch import AtomBatch
-from moldiff.core.rng import Streams
+from moldiff.core.rng import Streams, stream_seed
 from moldiff.device import check_batch_size, resolve_device
 from moldiff.errors import BadRequest, MoldiffError
 from moldiff.model_store import ModelInfo, load_model
 from moldiff.request import Request, make_request, whole_number
 from moldiff.samples import Sample, SampleSet, from_batch
 from moldiff.sampling.control import Controls
-from moldiff.sampling.grids import make_grid
 from moldiff.sampling.loop import sample
 from moldiff.sampling.registry import make_sampler
 from moldiff.sampling.sharpen import Sharpened
@@ -144,12 +144,7 @@ class Generator:
         denoiser: Denoiser = self.denoiser
         if request.temperature != 1:
             denoiser = Sharpened(denoiser, diffusion, request.temperature)
-        if self._rule is None:
-            common = sorted(self.info.sizes, key=lambda k: self.info.sizes[k])
-            probes = sorted({common[-1], min(self.info.sizes), max(self.info.sizes)})
-            self._rule = tile_rule(self.denoiser, diffusion, self._blank, probes, self.device)
-        calls = make_sampler(request.sampler, request.options).calls_per_step
-        grid = make_grid(request.grid, request.steps, diffusion.schedule, calls)
+        grid = request.time_grid(diffusion.schedule)
         rows_each = max((spec.rows_each for spec in request.controls), default=1)
         gradients = any(spec.needs_gradients for spec in request.controls)
         no_grad = torch.no_grad if gradients else torch.inference_mode  # the latter is a twentieth faster
@@ -157,7 +152,7 @@ class Generator:
         share: dict[int, float] = {}
         lock = threading.Lock()
 
-        def draw(tile: Tile, stopped: threading.Event) -> None:
+        def draw(tile: Tile, stopped: threading.Event, seed: int = request.seed) -> None:
             def on_step(k: int, of: int) -> None:
                 if stopped.is_set():
                     raise _Stopped
@@ -169,9 +164,9 @@ class Generator:
             like = self._blank(tile.filled, tile.size)
             watched = Watched(denoiser, tile.rows, self.device)
             sampler = make_sampler(request.sampler, request.options)
-            streams = Streams.of(request.seed, tile.streams)
+            streams = Streams.of(seed, tile.streams)
             place = Place(
-                tile.filled, tile.size, self.info, self.vocabulary, diffusion, self.device, request.seed, rows_each
+                tile.filled, tile.size, self.info, self.vocabulary, diffusion, self.device, seed, rows_each
             )
             control = Controls([spec.control(place) for spec in request.controls])
             try:
@@ -195,10 +190,23 @@ class Generator:
 
         sizes = [(i, request.size_of(i)) for i in indices]
         try:
-            self._rule = run_tiles(draw, sizes, self._rule, self.device, halved, rows_each)
+            self._rule = run_tiles(draw, sizes, self.rule(), self.device, halved, rows_each)
+            for attempt in range(max((spec.redraws for spec in request.controls), default=0)):
+                again = [(i, size) for i, size in sizes if request.refuses(results[i])]
+                if again:
+                    anew = partial(draw, seed=stream_seed(request.seed, -2 - attempt))
+                    self._rule = run_tiles(anew, again, self._rule, self.device, halved, rows_each)
         except (MemoryError, torch.OutOfMemoryError) as error:
             raise MoldiffError(f"one system at a time does not fit into the memory of {self.device}: {error}") from None
-        return [results[i] for i in indices]
+        return [replace(results[i], problem=results[i].problem or request.refuses(results[i])) for i in indices]
+
+    def rule(self) -> TileRule:
+        """How many systems a call may have for the same bits in any company, tried on this machine when first asked."""
+        if self._rule is None:
+            common = sorted(self.info.sizes, key=lambda k: self.info.sizes[k])
+            probes = sorted({common[-1], min(self.info.sizes), max(self.info.sizes)})
+            self._rule = tile_rule(self.denoiser, self.denoiser.diffusion, self._blank, probes, self.device)
+        return self._rule
 
     def _blank(self, indices: Sequence[int], size: int) -> AtomBatch:
         return AtomBatch(torch.ones(len(indices), size, dtype=torch.bool, device=self.device))

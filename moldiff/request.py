@@ -5,12 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moldiff.control import Spec
 from moldiff.core.rng import stream_seed
 from moldiff.errors import BadRequest
 from moldiff.model_store import ModelInfo
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from moldiff.diffusion.schedules import Schedule
+    from moldiff.samples import Sample
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,21 @@ class Request:
             if place < 0:
                 return size
         raise AssertionError("the draw lies below the sum of the weights")
+
+    def time_grid(self, schedule: Schedule) -> Tensor:
+        """The times of the run: fewer where controls make steps several times, the last part where they begin late."""
+        from moldiff.sampling.grids import make_grid, part_below
+        from moldiff.sampling.registry import make_sampler
+
+        calls = make_sampler(self.sampler, self.options).calls_per_step * math.prod(spec.passes for spec in self.controls)
+        grid = make_grid(self.grid, self.steps, schedule, calls)
+        return part_below(grid, min((spec.begins for spec in self.controls), default=1.0))
+
+    def refuses(self, sample: Sample) -> str:
+        """Why a control does not want this sample, or an empty string."""
+        if sample.problem:
+            return ""
+        return next((reason for spec in self.controls if (reason := spec.refuses(sample))), "")
 
     def settings(self) -> dict[str, Any]:
         """Plain values for run.yaml: the same settings mean the same samples."""
@@ -102,7 +123,7 @@ def make_request(
     if not (math.isfinite(heat) and heat > 0):
         raise BadRequest(f"temperature must be a positive number, found {temperature}")
     name = default.grid if grid is None else grid
-    make_grid(name, calls, _schedule(info), made.calls_per_step)
+    make_grid(name, calls, _schedule(info), made.calls_per_step * math.prod(spec.passes for spec in controls))
     for spec in controls:
         spec.check(info)
         spec.check_beside([other for other in controls if other is not spec])

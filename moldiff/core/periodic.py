@@ -28,6 +28,13 @@ def torus_log(start: Tensor, end: Tensor) -> Tensor:
     return way - way.round()
 
 
+def circular_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """The mean direction of fractional numbers over real atoms: x [S, N, 3], mask [S, N] -> [S, 1, 3] in (-1/2, 1/2]."""
+    m = mask[..., None].to(x.dtype)
+    turn = 2 * math.pi * x
+    return torch.atan2((turn.sin() * m).sum(1, keepdim=True), (turn.cos() * m).sum(1, keepdim=True)) / (2 * math.pi)
+
+
 def images(reach: int, like: Tensor) -> Tensor:
     """All whole-cell shifts with entries -reach .. reach: [(2 reach + 1)^3, 3], the dtype and device of ``like``."""
     steps = torch.arange(-reach, reach + 1, dtype=like.dtype, device=like.device)

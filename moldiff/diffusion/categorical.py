@@ -131,6 +131,10 @@ class Categorical(Process):
     def finish(self, prediction: Tensor, batch: AtomBatch) -> Tensor:
         return self._mask(prediction.argmax(-1), batch)
 
+    def known(self, x0: AtomBatch, xt: AtomBatch) -> Tensor:
+        """Logits that leave the other classes a probability of e^-60."""
+        return 60.0 * torch.nn.functional.one_hot(x0.data[self.name], self.n_classes).float()
+
     def blend(self, first: Tensor, second: Tensor, weight: Tensor) -> Tensor:
         """Logits are probabilities, not a velocity: nothing to extrapolate, so ``first`` stands."""
         return first

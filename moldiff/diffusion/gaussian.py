@@ -89,6 +89,14 @@ class Gaussian(Process):
         value = x0.data[self.name]
         return center(value, x0.mask) if self.zero_mean else value
 
+    @property
+    def free_origin(self) -> bool:  # type: ignore[override]
+        """Whether the field lives at zero centre of mass."""
+        return self.zero_mean
+
+    def known(self, x0: AtomBatch, xt: AtomBatch) -> Tensor:
+        return self.clean(x0)
+
     def _inside(self, value: Tensor, like: AtomBatch) -> Tensor:
         """Zero on padding and, where asked, zero mean: holds x_t in its subspace whatever the denoiser says."""
         if self.zero_mean:

@@ -105,6 +105,9 @@ class LogLattice(Gaussian):
         """The predicted cell, [S, 3, 3] in Å."""
         return self._cell(prediction)
 
+    def known(self, x0: AtomBatch, xt: AtomBatch) -> Tensor:
+        return log_lattice(x0.data[self.name])
+
     def loss(self, prediction: Tensor, x0: AtomBatch, xt: AtomBatch, t: Tensor) -> Tensor:
         return super().loss(self._standard(prediction, x0), x0, xt, t)
 

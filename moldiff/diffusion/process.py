@@ -30,6 +30,9 @@ class Process(ABC):
     reversible: bool = True
     """Whether a step at eta 1 is the exact reverse of ``renoise``, so that (x_s, x_t) is distributed as in noising."""
 
+    free_origin: bool = False
+    """Whether a common shift of all atoms means nothing (zero centre of mass, zero drift)."""
+
     stochastic: bool = True
     """Whether noise can be put in: a step obeys eta, and ``renoise`` exists (where it does not, it raises ``BadRequest``)."""
 
@@ -56,6 +59,10 @@ class Process(ABC):
     @abstractmethod
     def finish(self, prediction: Tensor, batch: AtomBatch) -> Tensor:
         """The clean value that a prediction stands for (the mode, for classes)."""
+
+    def known(self, x0: AtomBatch, xt: AtomBatch) -> Tensor:
+        """The prediction of a denoiser that knows the clean batch; with ``free_origin``, up to a common shift of its atoms."""
+        return x0.data[self.name]
 
     def network_input(self, xt: AtomBatch, t: Tensor) -> Tensor:
         """What the network sees in place of x_t."""

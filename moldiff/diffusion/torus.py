@@ -20,7 +20,7 @@ from torch import Tensor
 
 from moldiff.core.batch import AtomBatch
 from moldiff.core.geometry import center
-from moldiff.core.periodic import torus_log, wrap
+from moldiff.core.periodic import circular_mean, torus_log, wrap
 from moldiff.core.rng import Streams
 from moldiff.diffusion.process import Process, per_system
 from moldiff.diffusion.schedules import Schedule
@@ -70,6 +70,18 @@ class Torus(Process):
         """The prediction that says: the clean coordinates are these [S, N, 3], and each atom came the short way."""
         value = xt.data[self.name]
         return value + torus_log(value, clean)
+
+    @property
+    def free_origin(self) -> bool:  # type: ignore[override]
+        """Whether the atoms' mean displacement is held at zero."""
+        return self.zero_drift
+
+    def known(self, x0: AtomBatch, xt: AtomBatch) -> Tensor:
+        """``toward`` the clean coordinates; with ``zero_drift`` first moved by the circular mean of their distance from x_t."""
+        clean = x0.data[self.name]
+        if self.zero_drift:
+            clean = clean + circular_mean(xt.data[self.name] - clean, x0.mask)
+        return self.toward(xt, clean)
 
     def prior(self, like: AtomBatch, rng: Streams) -> Tensor:
         return rng.uniform(like, self.name)

@@ -19,6 +19,13 @@ def uniform_grid(n_calls: int, last: float = 1e-3) -> Tensor:
     return torch.linspace(1.0, last, n_calls)
 
 
+def part_below(grid: Tensor, first: float) -> Tensor:
+    """The part of a grid at earlier times than ``first``, which becomes its own first; all of it for 1."""
+    if first >= 1:
+        return grid
+    return torch.cat([torch.tensor([first]), grid[grid < first]]) if bool((grid < first).any()) else torch.tensor([first, 0.0])
+
+
 def _from_ratios(ratio: Tensor, schedule: Schedule) -> Tensor:
     grid = schedule.time_of_ratio(ratio)
     grid[0] = 1.0
