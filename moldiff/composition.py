@@ -77,7 +77,7 @@ class Compositions(Spec):
                     f"{row} has {row.n_atoms} atoms, too few for {info.name}, which was trained on {min(info.sizes)} at least"
                 )
 
-    def warnings(self, info: ModelInfo) -> Sequence[str]:
+    def cautions(self, info: ModelInfo) -> list[str]:
         from moldiff.evaluation.crystals.elements import unbalanced
 
         most = max(info.sizes)

@@ -75,10 +75,6 @@ class Spec(ABC):
         """Sentences to show after drawing: what went wrong since the last call."""
         return []
 
-    def warnings(self, info: ModelInfo) -> Sequence[str]:
-        """Sentences about what is possible and yet doubtful; called after ``check``."""
-        return ()
-
     def check_beside(self, others: Sequence[Spec]) -> None:
         """Raise ``BadRequest`` for a combination that makes no sense, saying why."""
         return

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 
@@ -18,7 +19,7 @@ from moldiff.core.rng import Streams, stream_seed
 from moldiff.device import check_batch_size, resolve_device
 from moldiff.errors import BadRequest, MoldiffError
 from moldiff.model_store import ModelInfo, load_model
-from moldiff.request import Request, make_request, whole_number
+from moldiff.request import REQUEST_OPTIONS, Request, make_request, whole_number
 from moldiff.samples import Sample, SampleSet, from_batch
 from moldiff.sampling.control import Controls
 from moldiff.sampling.loop import sample
@@ -26,6 +27,7 @@ from moldiff.sampling.registry import make_sampler
 from moldiff.sampling.sharpen import Sharpened
 from moldiff.sampling.tiles import Tile, TileRule, run_tiles, tile_rule
 from moldiff.sampling.watch import Watched
+from moldiff.verbs import Verbs, specs_from
 
 if TYPE_CHECKING:
     from moldiff.config import Config
@@ -70,9 +72,10 @@ class Generator:
         """The model's settings."""
         return self.info.config
 
-    def request(self, n: int, **options: Any) -> Request:
+    def request(self, n: int, *, controls: Sequence[Spec] = (), **options: Any) -> Request:
         """What ``sample`` with these options asks for, checked (see ``moldiff.request.make_request``)."""
-        return make_request(self.info, n, **options)
+        plain = {k: options.pop(k) for k in list(options) if k in REQUEST_OPTIONS}
+        return make_request(self.info, n, controls=(*controls, *specs_from(self.info, **options)), **plain)
 
     def sample(
         self,
@@ -89,23 +92,26 @@ class Generator:
         start: int = 0,
         progress: Progress | bool = False,
         controls: Sequence[Spec] = (),
+        **verbs: Unpack[Verbs],
     ) -> SampleSet:
         """Draw ``n`` samples.
 
         ``steps`` counts network calls; ``sampler`` with its ``options`` and ``grid`` are named as in ``moldiff.sampling``; what
         is None is the model's own setting. ``size`` is a number of atoms or a range. ``batch_size`` samples are in hand at
-        once. ``controls`` are specifications of ``moldiff.control``. ``start`` is the index of the first sample, so that parts
-        of a run can be drawn apart. ``progress`` is True for a bar or a function of (samples done, n). Raises ``BadRequest``
+        once. The verbs of ``moldiff.verbs`` (``formula``, ``exclude`` ...) say more; ``controls`` are specifications of
+        ``moldiff.control``. ``start`` is the index of the first sample, so that parts of a run can be drawn apart. ``progress`` is True for a bar or a function of (samples done, n). Raises ``BadRequest``
         for what the model can't do.
         """
         request = self.request(
             n, seed=seed, steps=steps, sampler=sampler, options=options, grid=grid, temperature=temperature, size=size,
-            controls=controls,
+            controls=controls, **verbs,
         )  # fmt: skip
+        for sentence in request.cautions(self.info):
+            warnings.warn(sentence, stacklevel=2)
         start = whole_number("start", start)
         if start < 0:
             raise BadRequest(f"start must be at least 0, found {start}")
-        with _shown(progress, n) as tell:
+        with _shown(progress, request.n) as tell:
             drawn = [s for part in self.stream(request, batch_size, start, tell) for s in part]
         return SampleSet(drawn, request, self.info)
 

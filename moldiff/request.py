@@ -127,9 +127,19 @@ def make_request(
     for spec in controls:
         spec.check(info)
         spec.check_beside([other for other in controls if other is not spec])
+    untold = [name for name in info.config.given if all(name not in spec.gives for spec in controls)]
+    if untold:
+        asked = "give a formula or compositions" if untold == ["atom_types"] else f"these are missing: {', '.join(untold)}"
+        raise BadRequest(f"{info.name} makes {info.config.kind}s of what it is told: {asked}")
+    for spec in controls:
+        n = spec.total(n)
     text, sizes = admitted_sizes(info, size)
     possible = {k: v for k, v in sizes.items() if all(spec.admits(k) for spec in controls)}
-    if not possible:
+    decided = {k for spec in controls for i in range(n) if (k := spec.size_of(i)) is not None}
+    if size is not None and not decided <= set(range(min(sizes), max(sizes) + 1)):
+        names = " and ".join(spec.name for spec in controls if spec.size_of(0) is not None)
+        raise BadRequest(f"size {text} and {names} of {min(decided)} to {max(decided)} atoms contradict each other")
+    if not possible and not decided:
         names = " and ".join(spec.name for spec in controls)
         raise BadRequest(f"no size that {info.name} can make ({min(sizes)} to {max(sizes)} atoms) satisfies {names}")
     return Request(
