@@ -15,6 +15,7 @@ import torch
 from moldiff.assemble import build_vocabulary
 from moldiff.control import Place, Spec
 from moldiff.core.batch import AtomBatch
+from moldiff.core.fields import field
 from moldiff.core.rng import Streams, stream_seed
 from moldiff.device import check_batch_size, resolve_device
 from moldiff.errors import BadRequest, MoldiffError
@@ -213,6 +214,18 @@ class Generator:
             probes = sorted({common[-1], min(self.info.sizes), max(self.info.sizes)})
             self._rule = tile_rule(self.denoiser, self.denoiser.diffusion, self._blank, probes, self.device)
         return self._rule
+
+    def _probe(self, indices: Sequence[int], size: int) -> AtomBatch:
+        """Blank systems with the fields that the model is told, of any classes."""
+        blank = self._blank(indices, size)
+        atoms = torch.arange(size, device=self.device)
+        told = {}
+        for name in self.info.config.given:
+            f = field(name)
+            if f.categorical and f.scope == "atom":
+                rows = [(atoms * (i + 1)) % self.vocabulary.size(name) for i in indices]
+                told[name] = torch.stack(rows)
+        return blank.replace(**told)
 
     def _blank(self, indices: Sequence[int], size: int) -> AtomBatch:
         return AtomBatch(torch.ones(len(indices), size, dtype=torch.bool, device=self.device))

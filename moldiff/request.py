@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from moldiff.samples import Sample
 
 
+#: The options of ``make_request`` beside n and controls.
+REQUEST_OPTIONS = ("seed", "steps", "sampler", "options", "grid", "temperature", "size")
+
+
 @dataclass(frozen=True)
 class Request:
     """Sample i of a request is a function of i and of these fields, on one kind of device; ``n`` only says where to stop.
@@ -74,6 +78,10 @@ class Request:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         del values["sizes"], values["controls"]  # the sizes follow from the model and ``size``
         return {**values, "options": dict(self.options), **{spec.name: spec.settings() for spec in self.controls}}
+
+    def cautions(self, info: ModelInfo) -> list[str]:
+        """Sentences to show before drawing."""
+        return [sentence for spec in self.controls for sentence in spec.cautions(info)]
 
     def facts(self, index: int) -> dict[str, Any]:
         """What the controls say of one sample."""
