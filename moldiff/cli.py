@@ -44,7 +44,15 @@ def generate(
     option: Annotated[list[str] | None, typer.Option(help="KEY=VALUE for the sampler; may be repeated.")] = None,
     grid: Annotated[str | None, typer.Option(help="Time grid: uniform, karras, rhoX, log, tan.")] = None,
     temperature: Annotated[float | None, typer.Option(help="Divides the logits of types, charges and bonds.")] = None,
-    size: Annotated[str | None, typer.Option(help="Number of atoms: N or MIN-MAX.", show_default="as trained")] = None,
+    size: Annotated[
+        str | None, typer.Option("--size", "--n-atoms", help="Number of atoms: N or MIN-MAX.", show_default="as trained")
+    ] = None,
+    formula: Annotated[str | None, typer.Option(help="Every sample has this composition: LiFePO4.")] = None,
+    z: Annotated[int | None, typer.Option(help="Formula units in a cell.", show_default="1")] = None,
+    compositions: Annotated[Path | None, typer.Option(help="CSV of formula and z: n samples of each row.")] = None,
+    elements: Annotated[str | None, typer.Option(help="Only these: Li,Fe,O.")] = None,
+    exclude: Annotated[str | None, typer.Option(help="None of these elements.")] = None,
+    require: Annotated[str | None, typer.Option(help="At least one atom of each of these elements.")] = None,
     batch_size: Annotated[str, typer.Option(help="Samples in hand at once; the samples do not depend on it.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
@@ -52,12 +60,17 @@ def generate(
     """Generate samples with a trained model."""
     from moldiff.model_store import model_info
     from moldiff.request import make_request
+    from moldiff.verbs import specs_from
 
     info = model_info(model)
     options = key_values(option or [], "--option")
-    request = make_request(
-        info, n, seed=seed, steps=steps, sampler=sampler, options=options, grid=grid, temperature=temperature, size=size
+    controls = specs_from(
+        info, formula=formula, z=z, compositions=compositions, elements=elements, exclude=exclude, require=require
     )
+    request = make_request(
+        info, n, seed=seed, steps=steps, sampler=sampler, options=options, grid=grid, temperature=temperature, size=size,
+        controls=controls,
+    )  # fmt: skip
     from moldiff.device import check_batch_size, resolve_device
 
     place = resolve_device(device)
@@ -70,6 +83,8 @@ def generate(
     from moldiff.terminal import progress_bar, run_table
 
     console = Console(stderr=True)
+    for sentence in request.cautions(info):
+        console.print(f"note: {sentence}", style="yellow", highlight=False, soft_wrap=True)
     if runs.finished(folder):
         result = runs.read_result(folder)
     else:
@@ -77,7 +92,7 @@ def generate(
 
         with console.status(f"loading {info.name}"):
             generator = Generator(info, info.denoiser(), place)
-        with progress_bar(console, f"{info.name}, {request.steps} calls", n) as tell:
+        with progress_bar(console, f"{info.name}, {request.steps} calls", request.n) as tell:
             result = runs.run(generator, request, folder, batch_size, tell, console.print)
     Console().print(run_table(result, info.name))
 

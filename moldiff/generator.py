@@ -212,7 +212,7 @@ class Generator:
         if self._rule is None:
             common = sorted(self.info.sizes, key=lambda k: self.info.sizes[k])
             probes = sorted({common[-1], min(self.info.sizes), max(self.info.sizes)})
-            self._rule = tile_rule(self.denoiser, self.denoiser.diffusion, self._blank, probes, self.device)
+            self._rule = tile_rule(self.denoiser, self.denoiser.diffusion, self._probe, probes, self.device)
         return self._rule
 
     def _probe(self, indices: Sequence[int], size: int) -> AtomBatch:
