@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,9 +23,10 @@ from moldiff.core.batch import AtomBatch
 from moldiff.core.geometry import center
 from moldiff.core.periodic import circular_mean, torus_log, wrap
 from moldiff.core.rng import Streams
+from moldiff.diffusion.coupling import nearest_order
 from moldiff.diffusion.process import Process, per_system
 from moldiff.diffusion.schedules import Schedule
-from moldiff.errors import BadRequest
+from moldiff.errors import BadRequest, unknown
 
 
 def wrapped_displacement(offset: Tensor, sigma: Tensor, n_images: int) -> Tensor:
@@ -193,6 +195,9 @@ class Geodesic(Torus):
     2025, OMatG, whose linear interpolant it is), with a velocity of zero mean over the atoms. sigma must rise to 1; with the
     schedule ``straight`` it is t itself. The displacement is -sigma E[u | x_t], and the loss the squared error of the velocity.
 
+    ``coupling`` joins a datum with its noise: ``independent`` ones as drawn, or in the ``matched`` order and origin (atoms of a
+    type are alike; see ``diffusion.coupling``). Either is an exact way from the prior to the data.
+
     It is an ODE and nothing else: uniform noise cannot be added to uniform noise, so that ``eta`` changes nothing and
     ``renoise`` (churn, resampling) raises ``BadRequest``. Other fields of the same system may still be stochastic.
     """
@@ -200,15 +205,28 @@ class Geodesic(Torus):
     reversible = False
     stochastic = False
 
-    def __init__(self, name: str, schedule: Schedule, zero_drift: bool = True, weight: float = 1.0) -> None:
+    def __init__(
+        self,
+        name: str,
+        schedule: Schedule,
+        zero_drift: bool = True,
+        weight: float = 1.0,
+        coupling: Literal["independent", "matched"] = "independent",
+    ) -> None:
         super().__init__(name, schedule, zero_drift, weight)
+        if coupling not in ("independent", "matched"):
+            raise unknown("coupling", coupling, ("independent", "matched"))
+        self.coupling = coupling
         high = float(schedule.sigma(torch.ones(())))
         if abs(high - 1) > 1e-3:
             raise BadRequest(f"the geodesic of {name!r} needs a schedule whose sigma ends at 1 (straight), found {high:g}")
 
     def noise(self, x0: AtomBatch, t: Tensor, rng: Streams) -> Tensor:
         value = x0.data[self.name]
-        return self._real(wrap(value + self._sigma(t, value) * (rng.uniform(x0, self.name) - 0.5)), x0)
+        way = rng.uniform(x0, self.name) - 0.5
+        if self.coupling == "matched":
+            way = torus_log(value, nearest_order(value, value + way, x0.mask, x0.data.get("atom_types")))
+        return self._real(wrap(value + self._sigma(t, value) * way), x0)
 
     def renoise(self, xt: AtomBatch, t: Tensor, u: Tensor, rng: Streams) -> Tensor:
         raise BadRequest(
