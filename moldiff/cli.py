@@ -23,9 +23,7 @@ app.add_typer(models, name="models")
 
 
 @app.callback(invoke_without_command=True)
-def _root(
-    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
-) -> None:
+def _root(context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:
         from moldiff import __version__
 
@@ -53,6 +51,11 @@ def generate(
     elements: Annotated[str | None, typer.Option(help="Only these: Li,Fe,O.")] = None,
     exclude: Annotated[str | None, typer.Option(help="None of these elements.")] = None,
     require: Annotated[str | None, typer.Option(help="At least one atom of each of these elements.")] = None,
+    keep: Annotated[Path | None, typer.Option(help="SDF or XYZ: this structure comes back in every sample.")] = None,
+    keep_atoms: Annotated[str | None, typer.Option(help="Keep these of its atoms, from 0: 0,1,2.")] = None,
+    keep_smarts: Annotated[str | None, typer.Option(help="Keep the atoms that match.")] = None,
+    grow: Annotated[str | None, typer.Option(help="Atoms more than the structure has: N or MIN-MAX.")] = None,
+    resamplings: Annotated[int | None, typer.Option(help="Make every step so often (RePaint), at equal calls.")] = None,
     batch_size: Annotated[str, typer.Option(help="Samples in hand at once; the samples do not depend on it.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
@@ -65,8 +68,9 @@ def generate(
     info = model_info(model)
     options = key_values(option or [], "--option")
     controls = specs_from(
-        info, formula=formula, z=z, compositions=compositions, elements=elements, exclude=exclude, require=require
-    )
+        info, formula=formula, z=z, compositions=compositions, elements=elements, exclude=exclude, require=require,
+        keep=keep, keep_atoms=keep_atoms, keep_smarts=keep_smarts, grow=grow, resamplings=resamplings,
+    )  # fmt: skip
     request = make_request(
         info, n, seed=seed, steps=steps, sampler=sampler, options=options, grid=grid, temperature=temperature, size=size,
         controls=controls,
@@ -99,50 +103,71 @@ def generate(
 
 @app.command()
 def train(
-    config: Annotated[Path, typer.Argument(help="Settings, YAML.")],
+    config: Annotated[Path | None, typer.Argument(help="Settings, YAML.", show_default="those of --from")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="KEY.KEY=VALUE; may be repeated.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run.", show_default="runs/NAME")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on exactly where the run stopped.")] = False,
     data: Annotated[str | None, typer.Option(help="Data set by name or folder.", show_default="as in the settings")] = None,
+    from_: Annotated[str | None, typer.Option("--from", help="Model to begin with: a name or folder.")] = None,
+    condition: Annotated[list[str] | None, typer.Option(help="Property column to learn; may be repeated.")] = None,
     devices: Annotated[str, typer.Option(help="Lightning's devices: auto, a number, or a list such as 0,1.")] = "auto",
     num_nodes: Annotated[int, typer.Option(help="Lightning's num_nodes.")] = 1,
     strategy: Annotated[str, typer.Option(help="Lightning's strategy: auto, ddp ...")] = "auto",
     accelerator: Annotated[str, typer.Option(help="Lightning's accelerator: auto, cpu, gpu ...")] = "auto",
     threads: Annotated[int | None, typer.Option(help="Threads of the CPU.", show_default="all cores")] = None,
 ) -> None:
-    """Train a model from settings, and export it as a model folder."""
+    """Train a model from settings and export it, or train one further: --from qm9 --data mine --condition pIC50."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads would starve other processes
     from moldiff.train import train as run
 
     run(
-        config, set_ or [], out, resume=resume, data=data, threads=threads,
+        config, set_ or [], out, resume=resume, data=data, start_from=from_, conditions=condition or [], threads=threads,
         devices=devices, num_nodes=num_nodes, strategy=strategy, accelerator=accelerator,
     )  # fmt: skip
 
 
 @app.command()
 def evaluate(
-    files: Annotated[list[Path], typer.Argument(help="SDF, XYZ, extxyz, CSV of SMILES; a folder or archive of them.")],
+    files: Annotated[
+        list[Path], typer.Argument(help="SDF, XYZ, extxyz, CSV of SMILES; CIF, POSCAR, CSV of CIFs; a folder or archive of them.")
+    ],
     names: Annotated[str | None, typer.Option(help="Names of the sets, comma-separated.")] = None,
-    reference: Annotated[str, typer.Option(help="A shipped reference, a model folder, a data set, or none.")] = "qm9",
+    reference: Annotated[
+        str, typer.Option(help="A shipped reference, a model folder, a data set, or none.", show_default="qm9 or mp20")
+    ] = "auto",
     out: Annotated[Path | None, typer.Option(help="Folder for metrics.json, per_sample.csv and report.html.")] = None,
-    xtb: Annotated[bool, typer.Option("--xtb", help="Relax a random subset with GFN2-xTB.")] = False,
-    relax: Annotated[bool, typer.Option("--relax", help="The same as --xtb for molecules.")] = False,
+    relax: Annotated[bool, typer.Option("--relax", help="Relax a random subset: GFN2-xTB or --calculator.")] = False,
+    calculator: Annotated[
+        str, typer.Option(help="For crystals: chgnet, mace, emt or an import name.", show_default="chgnet with --relax")
+    ] = "",
+    hull: Annotated[Path | None, typer.Option(help="Crystals: CSV of formulas and formation energies.")] = None,
+    element_energies: Annotated[str, typer.Option(help="Crystals: energies of the elements of a calculator (JSON).")] = "",
+    truth: Annotated[
+        str | None, typer.Option(help="Crystals: the true structures of predictions, files or NAME:SPLIT of a data set.")
+    ] = None,
+    property_: Annotated[
+        list[str] | None, typer.Option("--property", help="NAME=VALUE or NAME=COLUMN that was asked for; may be repeated.")
+    ] = None,
+    xtb: Annotated[bool, typer.Option("--xtb", help="Molecules: the same as --relax.")] = False,
     n_relax: Annotated[int, typer.Option(help="Samples to relax, and to test with PoseBusters.")] = 200,
     posebusters: Annotated[bool, typer.Option("--posebusters", help="Run PoseBusters on a random subset.")] = False,
     posebusters_energy: Annotated[bool, typer.Option(help="PoseBusters' energy check on or off.")] = True,
     workers: Annotated[int | None, typer.Option(help="Processes.", show_default="one a core")] = None,
-    time_limit: Annotated[float, typer.Option(help="Seconds that one relaxation may take.")] = 60.0,
+    time_limit: Annotated[
+        float | None, typer.Option(help="Seconds that one relaxation may take.", show_default="60, crystals 120")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Chooses the random subsets.")] = 0,
     cache: Annotated[bool, typer.Option(help="Remember expensive results.")] = True,
 ) -> None:
     """Evaluate anyone's samples, side by side with real data."""
     from moldiff.evaluation.api import evaluate_files
+    from moldiff.evaluation.conditional import parse_properties
 
     evaluate_files(
-        files, names.split(",") if names else None, None if reference == "none" else reference, out, xtb=xtb, relax=relax,
-        n_relax=n_relax, posebusters=posebusters, posebusters_energy=posebusters_energy, n_processes=workers,
-        time_limit=time_limit, seed=seed, cache=cache,
+        files, names.split(",") if names else None, None if reference == "none" else reference, out, relax=relax,
+        calculator=calculator, hull=hull, element_energies=element_energies, truth=truth,
+        properties=parse_properties(property_) if property_ else None, xtb=xtb, n_relax=n_relax, posebusters=posebusters,
+        posebusters_energy=posebusters_energy, n_processes=workers, time_limit=time_limit, seed=seed, cache=cache,
     )  # fmt: skip
 
 

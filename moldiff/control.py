@@ -87,6 +87,10 @@ class Spec(ABC):
         """The number of samples where ``n`` are asked for: ``n`` of each of several things, maybe."""
         return n
 
+    def wants(self) -> str:
+        """Its name with what it asks of the number of atoms, for the message that no size will do."""
+        return self.name
+
     def size_of(self, index: int) -> int | None:
         """The number of atoms of one sample where this decides it, else None."""
         return None

@@ -148,7 +148,7 @@ def make_request(
         names = " and ".join(spec.name for spec in controls if spec.size_of(0) is not None)
         raise BadRequest(f"size {text} and {names} of {min(decided)} to {max(decided)} atoms contradict each other")
     if not possible and not decided:
-        names = " and ".join(spec.name for spec in controls)
+        names = " and ".join(spec.wants() for spec in controls)
         raise BadRequest(f"no size that {info.name} can make ({min(sizes)} to {max(sizes)} atoms) satisfies {names}")
     return Request(
         model=info.name,

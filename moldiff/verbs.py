@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict, Unpack
 
+from moldiff.chem.fragments import Fragment
 from moldiff.control import Spec
 from moldiff.errors import unknown
 from moldiff.model_store import ModelInfo
@@ -24,6 +25,11 @@ class Verbs(TypedDict, total=False):
     elements: str | Sequence[str] | None  # only these
     exclude: str | Sequence[str] | None  # none of these
     require: str | Sequence[str] | None  # at least one atom of each
+    keep: str | Path | Fragment | None  # this structure, or a part of it, comes back exactly in every sample
+    keep_atoms: str | Sequence[int] | None  # these of its atoms, counted from 0
+    keep_smarts: str | None  # the atoms that match
+    grow: str | int | tuple[int, int] | None  # so many atoms more than it has
+    resamplings: int | None  # make every step so many times
 
 
 def specs_from(info: ModelInfo, **verbs: Unpack[Verbs]) -> tuple[Spec, ...]:
@@ -35,9 +41,13 @@ def specs_from(info: ModelInfo, **verbs: Unpack[Verbs]) -> tuple[Spec, ...]:
         if name not in Verbs.__annotations__:
             raise unknown("option", name, Verbs.__annotations__)
     from moldiff.composition import compositions_from, elements_from
+    from moldiff.keep import keep_from
 
     found: list[Spec | None] = [
         compositions_from(verbs.get("formula"), verbs.get("z"), verbs.get("compositions")),
         elements_from(verbs.get("elements"), verbs.get("exclude"), verbs.get("require")),
+        keep_from(
+            verbs.get("keep"), verbs.get("keep_atoms"), verbs.get("keep_smarts"), verbs.get("grow"), verbs.get("resamplings")
+        ),
     ]
     return tuple(spec for spec in found if spec is not None)
