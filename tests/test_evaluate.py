@@ -56,7 +56,7 @@ def mols() -> list[Chem.Mol]:
 def reference(mols: list[Chem.Mol]) -> Reference:
     from moldiff.evaluation.molecules.distributions import add_profile
 
-    rows = read_objects(mols[:4])
+    rows = read_objects(mols[:4]).rows
     counts: dict[str, np.ndarray] = {}
     for row in rows:
         add_profile(counts, examine(row).profile)
@@ -126,9 +126,9 @@ def test_missing_hydrogens_are_not_implied_where_others_have_places() -> None:
     mol.RemoveAtom(mol.GetNumAtoms() - 1)
     for atom in mol.GetAtoms():
         atom.SetNumExplicitHs(0)
-    verdict = judge(read_objects([mol.GetMol()])[0].entry())
+    verdict = judge(read_objects([mol.GetMol()]).rows[0].entry())
     assert verdict.radical and not verdict.molecule_stable
-    bare = judge(read_objects([Chem.RemoveHs(embedded("CCO"))])[0].entry())
+    bare = judge(read_objects([Chem.RemoveHs(embedded("CCO"))]).rows[0].entry())
     assert bare.molecule_stable and bare.edm_molecule_stable is None
 
 
@@ -209,8 +209,11 @@ def test_bad_requests(tmp_path: Path, mols: list[Chem.Mol]) -> None:
         (tmp_path / "set").mkdir()
         (tmp_path / "set" / "meta.json").write_text("{}")
         read_files(tmp_path / "set")
+    (tmp_path / "r.safetensors").write_text("nothing of the kind")
     with pytest.raises(DamagedFile, match="not a moldiff reference"):
-        load_reference(path)
+        load_reference(tmp_path / "r.safetensors")
+    with pytest.raises(BadRequest, match="does not exist"):
+        load_reference(tmp_path / "missing" / "set")
 
 
 def test_files_are_written_and_agree(
@@ -273,7 +276,7 @@ def test_reference_round_trip_and_prepared_data_set(tmp_path: Path, mols: list[C
     assert saved.data_row == json.loads(json.dumps(reference.data_row))
     assert load_reference(tmp_path / "model").contains(["CCO", "CCC"]).tolist() == [True, False]
     systems = []
-    for k, row in enumerate(read_objects(mols)):
+    for k, row in enumerate(read_objects(mols).rows):
         entry = row.entry()
         assert entry.bonds is not None and entry.numbers is not None
         bonds = {"bond_index": entry.bonds.index, "bond_types": entry.bonds.types, "charges": entry.bonds.charges}
@@ -303,7 +306,7 @@ def test_shipped_reference_knows_qm9() -> None:
 
 
 def test_xtb_relaxes_and_is_cached(mols: list[Chem.Mol]) -> None:
-    entry = read_objects([mols[3]])[0].entry()
+    entry = read_objects([mols[3]]).rows[0].entry()
     assert entry.numbers is not None and entry.positions is not None
     task = XtbTask(entry.numbers, entry.positions, 0, entry.bonds)
     direct = compute(task)

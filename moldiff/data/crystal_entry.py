@@ -73,7 +73,8 @@ class CrystalText:
         try:
             crystal = self.read(self.text)
         except ValueError as error:
-            return CrystalEntry(self.row, name, number, problem=str(error))
+            # What the row says of itself stays: a prediction that can't be read still belongs to its request.
+            return CrystalEntry(self.row, name, number, None, properties, texts, problem=str(error))
         return CrystalEntry(self.row, name, number, crystal, properties, texts, keep_size=self.keep_size)
 
 

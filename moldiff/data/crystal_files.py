@@ -15,7 +15,7 @@ from moldiff.chem.cif import cif_blocks, read_cif
 from moldiff.chem.crystals import Crystal, from_ase, from_structure
 from moldiff.data.crystal_entry import CrystalEntry, CrystalRow, CrystalText, number_of
 from moldiff.data.tables import find_column, read_columns, read_table
-from moldiff.data.xyz import XyzRow, parse_frame, read_xyz
+from moldiff.data.xyz import XyzRow, parse_frame, read_comment, read_xyz
 from moldiff.errors import DamagedFile
 
 #: Names of the column that holds the CIF (lower case), in the order of preference.
@@ -97,26 +97,43 @@ class PeriodicFrame:
         return self.frame.name
 
     def entry(self) -> CrystalEntry:
-        """Parse the frame: species, positions and ``Lattice``; numbers of the comment become properties."""
+        """Parse the frame: species, positions and ``Lattice``; numbers of the comment become properties, of a failed one too."""
+        crystal, problem = None, ""
         try:
             numbers, positions, info = parse_frame(self.frame)
-            lattice = info.pop("Lattice", None)
-            if lattice is None:
-                raise ValueError("no cell (the comment has no Lattice)")
-            if not np.all(info.pop("pbc", True)):
-                raise ValueError("not periodic in three directions")
-            # ASE hands the nine numbers over as the columns of a matrix.
-            cell = np.asarray(lattice, dtype=np.float64).reshape(3, 3)
-            cell = cell.T if np.ndim(lattice) == 2 else cell
-            if not np.isfinite(cell).all() or abs(np.linalg.det(cell)) < 1e-6:
-                raise ValueError("zero cell")
-            crystal = Crystal.of(numbers, positions @ np.linalg.inv(cell), cell)
+            crystal = _periodic(numbers, positions, info)
         except ValueError as error:
-            return CrystalEntry(self.row, self.name, self.row, problem=str(error))
-        scalars = ((k, v) for k, v in info.items() if np.ndim(v) == 0 and not isinstance(v, bool) and k not in _BOOKKEEPING)
+            problem = str(error)
+            info = read_comment(self.frame.comment)
+        scalars = (
+            (k, v)
+            for k, v in info.items()
+            if np.ndim(v) == 0 and not isinstance(v, bool) and k not in _BOOKKEEPING and k not in ("Lattice", "Properties")
+        )
         properties, texts, number, label = read_columns(scalars)
         name = label or self.name
-        return CrystalEntry(self.row, name, number_of(name, self.row) if number is None else number, crystal, properties, texts)
+        number = number_of(name, self.row) if number is None else number
+        return CrystalEntry(self.row, name, number, crystal, properties, texts, problem)
+
+
+def _periodic(numbers: Any, positions: Any, info: dict[str, Any]) -> Crystal:
+    """Make the crystal of a frame; raises ValueError where it has no cell."""
+    lattice = info.get("Lattice")
+    if lattice is None:
+        raise ValueError("no cell (the comment has no Lattice)")
+    if not np.all(info.get("pbc", True)):
+        raise ValueError("not periodic in three directions")
+    try:
+        # ASE hands the nine numbers over as the columns of a matrix.
+        cell = np.asarray(lattice, dtype=np.float64).reshape(3, 3)
+    except ValueError:
+        raise ValueError("the Lattice is not nine numbers") from None
+    cell = cell.T if np.ndim(lattice) == 2 else cell
+    if not np.isfinite(cell).all():
+        raise ValueError("non-finite numbers")
+    if abs(np.linalg.det(cell)) < 1e-6:
+        raise ValueError("zero cell")
+    return Crystal.of(numbers, positions @ np.linalg.inv(cell), cell)
 
 
 def read_periodic_xyz(lines: Iterable[str], label: str, rows: Iterator[int] | None = None) -> Iterator[CrystalRow]:

@@ -125,6 +125,14 @@ def atomic_number(word: str) -> int:
     return 1 if symbol in ("D", "T") else int(atomic_numbers.get(symbol, 0))
 
 
+def read_comment(text: str) -> dict[str, Any]:
+    """Read the keys of an extended comment as far as that goes; none where it can't be read."""
+    try:
+        return _comment(text)
+    except ValueError:
+        return {}
+
+
 def _comment(text: str) -> dict[str, Any]:
     """Read the keys of an extended comment; a plain one has none."""
     if "=" not in text:

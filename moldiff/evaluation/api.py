@@ -3,122 +3,145 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moldiff.data.members import Kind
 from moldiff.errors import BadRequest
-from moldiff.evaluation.cache import ResultCache
-from moldiff.evaluation.molecules.data_row import read_data_row
-from moldiff.evaluation.molecules.energy import require_tblite
-from moldiff.evaluation.molecules.posebusters import require_posebusters
-from moldiff.evaluation.molecules.sets import Settings, StageProgress, evaluate_set
-from moldiff.evaluation.readers import check_names, is_path, names_of, read_files, read_objects
-from moldiff.evaluation.reference import Reference, load_reference
+from moldiff.evaluation.conditional import check_properties
+from moldiff.evaluation.crystals.evaluate import evaluate_crystal_sets
+from moldiff.evaluation.crystals.relax import CALCULATORS
+from moldiff.evaluation.crystals.sets import CrystalSettings
+from moldiff.evaluation.molecules.evaluate import evaluate_molecule_sets
+from moldiff.evaluation.molecules.sets import Settings
+from moldiff.evaluation.progress import stage_bars
+from moldiff.evaluation.readers import Samples, check_names, is_path, names_of, read_files, read_objects
+from moldiff.evaluation.reference import Reference
 from moldiff.evaluation.result import Evaluation
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from moldiff.data.entry import Row
+#: The reference that is taken where none is named.
+DEFAULT_REFERENCES = {"molecule": "qm9", "crystal": "mp20"}
+#: Seconds that one relaxation may take.
+TIME_LIMITS = {"molecule": 60.0, "crystal": 120.0}
 
 
 def evaluate(
     samples: Any,
-    reference: str | Path | Reference | None = "qm9",
+    reference: str | Path | Reference | None = "auto",
     names: Sequence[str] | None = None,
     *,
+    relax: bool = False,
+    calculator: str = "",
+    hull: str | Path | None = None,
+    element_energies: str | Path = "",
+    truth: str | Path | None = None,
+    properties: Mapping[str, float | str] | None = None,
     xtb: bool = False,
     n_relax: int = 200,
     posebusters: bool = False,
     posebusters_energy: bool = True,
+    composition: bool | None = None,
     n_processes: int | None = None,
-    time_limit: float = 60.0,
+    time_limit: float | None = None,
     seed: int = 0,
     cache: bool = True,
     progress: bool | None = None,
 ) -> Evaluation:
-    """Evaluate samples of molecules beside real ones.
+    """Evaluate samples of molecules or of crystals beside real ones.
 
-    ``samples`` is one set (a file's path; a SampleSet; a list of RDKit molecules, ASE atoms or SMILES), or several: a list of
-    paths, or a mapping of names to sets. ``reference`` is the name of one that ships, the path of a prepared data set or of a
-    model's folder, or None for neither novelty nor distances. ``xtb`` relaxes ``n_relax`` random samples with GFN2-xTB, each
-    within ``time_limit`` seconds; ``posebusters`` tests as many. ``seed`` chooses them. ``cache`` remembers expensive results.
+    ``samples`` is one set (a file's path; a SampleSet; a list of RDKit molecules, ASE atoms, pymatgen structures or SMILES), or
+    several: a list of paths, or a mapping of names to sets. What they are is found by looking. ``reference`` is the name of one
+    that ships (``auto``: qm9 or mp20), the path of a data set or of a model's folder, or None for neither novelty nor distances.
+    ``relax`` relaxes ``n_relax`` random samples, each within ``time_limit`` seconds: molecules with GFN2-xTB (as ``xtb`` does),
+    crystals with ``calculator``, CHGNet unless it names another. ``properties`` maps properties to what was asked for: a value,
+    or a column of the samples' files (None: their columns ``asked_PROPERTY``).
+
+    Of molecules ``posebusters`` tests as many. Of crystals ``hull``, a file, and ``element_energies`` give energies above the
+    hull; ``composition`` asks SMACT (None: where it is installed); with ``truth`` (files, or a prepared data set ``NAME:SPLIT``)
+    the samples are predictions of these structures. ``seed`` chooses the subsets, ``cache`` remembers expensive results,
     ``progress`` shows bars (by default on a terminal). Raises BadRequest for what can't be read or is unknown, MoldiffError for
     a package that is missing.
     """
+    if n_relax < 1:
+        raise BadRequest(f"n_relax must be at least 1, not {n_relax}")
+    if time_limit is not None and time_limit <= 0:
+        raise BadRequest(f"time_limit must be above 0 seconds, not {time_limit:g}")
+    if n_processes is not None and n_processes < 1:
+        raise BadRequest(f"n_processes must be at least 1, not {n_processes}")
+    sets = _sets(samples, names)
+    kind = _kind(sets)
+    rows = {name: one.rows for name, one in sets.items()}
+    known = DEFAULT_REFERENCES[kind] if reference == "auto" else reference
+    limit = TIME_LIMITS[kind] if time_limit is None else time_limit
+    asked = None if properties is None else tuple(properties.items())
+    check_properties(properties, kind)
+    if kind == "crystal":
+        if xtb or posebusters:
+            raise BadRequest(f"{'GFN2-xTB' if xtb else 'PoseBusters'} is for molecules; crystals are relaxed with relax")
+        crystal_settings = CrystalSettings(
+            composition=composition,
+            calculator=(calculator or "chgnet") if relax or calculator else "",
+            n_relax=n_relax,
+            hull=hull,
+            element_energies=element_energies,
+            properties=asked,
+            n_processes=n_processes,
+            time_limit=limit,
+            seed=seed,
+        )
+        crystal_settings.check()
+        with stage_bars(progress) as bars:
+            return evaluate_crystal_sets(rows, known, crystal_settings, truth=truth, remember=cache, progress=bars)
+    for given, what in ((hull, "a hull file"), (calculator, "a calculator"), (truth, "true structures")):
+        if given:
+            raise BadRequest(f"{what} ({given}) is for crystals, the samples are molecules")
     settings = Settings(
-        xtb=xtb,
+        xtb=xtb or relax,
         n_relax=n_relax,
         posebusters=posebusters,
         posebusters_energy=posebusters_energy,
+        properties=asked,
         n_processes=n_processes,
-        time_limit=time_limit,
+        time_limit=limit,
         seed=seed,
     )
-    _check(settings)
-    sets = _sets(samples, names)
+    settings.check()
     with stage_bars(progress) as bars:
-        known = reference
-        if isinstance(known, str | Path):
-            known = load_reference(known, n_processes=n_processes, progress=None if bars is None else _Stage(bars, "reference"))
-        if known is not None and known.kind != "molecule":
-            raise BadRequest(f"the reference {known.name} is of {known.kind}s, the samples are molecules")
-        store = ResultCache() if cache and (xtb or posebusters) else None
-        try:
-            results = [evaluate_set(name, rows, known, settings, cache=store, progress=bars) for name, rows in sets.items()]
-        finally:
-            if store is not None:
-                store.close()
-    row = None if known is None else read_data_row(known.data_row, min(result.n for result in results))
-    return Evaluation(results, known, row, settings, "" if store is None else store.problem)
+        return evaluate_molecule_sets(rows, known, settings, remember=cache, progress=bars)
 
 
 def evaluate_files(
     paths: Sequence[str | Path],
     names: Sequence[str] | None = None,
-    reference: str | Path | None = "qm9",
+    reference: str | Path | None = "auto",
     out: str | Path | None = None,
     *,
-    xtb: bool = False,
     relax: bool = False,
-    n_relax: int = 200,
-    posebusters: bool = False,
-    posebusters_energy: bool = True,
-    n_processes: int | None = None,
-    time_limit: float = 60.0,
-    seed: int = 0,
-    cache: bool = True,
-    progress: bool | None = None,
+    calculator: str = "",
     console: Console | None = None,
+    **options: Any,
 ) -> Evaluation:
     """Do what ``moldiff evaluate`` does: evaluate files side by side, print the table and write the folder ``out``.
 
-    For molecules ``relax`` and ``xtb`` are the same. See ``evaluate`` for the others. Raises BadRequest, before anything is
-    computed, for files that can't be read, names that don't fit and a folder that can't be written.
+    ``options`` are those of ``evaluate``. With ``relax`` the name of a calculator may stand among the paths, since people write
+    ``--relax chgnet``. Raises BadRequest, before anything is computed, for files that can't be read, names that don't fit and a
+    folder that can't be written.
     """
     from rich.console import Console
 
+    if relax and not calculator:
+        named = [str(p) for p in paths if not Path(p).exists() and (str(p) in CALCULATORS or ":" in str(p))]
+        paths = [p for p in paths if str(p) not in named[:1]]
+        calculator = named[0] if named else ""
     if not paths:
         raise BadRequest("give at least one file of samples")
     if out is not None:
         _check_writable(Path(out))
-    result = evaluate(
-        list(paths),
-        reference,
-        names,
-        xtb=xtb or relax,
-        n_relax=n_relax,
-        posebusters=posebusters,
-        posebusters_energy=posebusters_energy,
-        n_processes=n_processes,
-        time_limit=time_limit,
-        seed=seed,
-        cache=cache,
-        progress=progress,
-    )
+    result = evaluate(list(paths), reference, names, relax=relax, calculator=calculator, **options)
     console = console or Console()
     console.print(result.rich_table(console.width))
     if out is not None:
@@ -126,7 +149,7 @@ def evaluate_files(
     return result
 
 
-def _sets(samples: Any, names: Sequence[str] | None) -> dict[str, list[Row]]:
+def _sets(samples: Any, names: Sequence[str] | None) -> dict[str, Samples]:
     if is_path(samples):
         samples = [samples]
     if isinstance(samples, Mapping):
@@ -146,17 +169,16 @@ def _sets(samples: Any, names: Sequence[str] | None) -> dict[str, list[Row]]:
     return {check_names(names)[0] if names else "samples": read_objects(samples)}
 
 
-def _check(settings: Settings) -> None:
-    if settings.n_relax < 1:
-        raise BadRequest(f"n_relax must be at least 1, not {settings.n_relax}")
-    if settings.time_limit <= 0:
-        raise BadRequest(f"time_limit must be above 0 seconds, not {settings.time_limit:g}")
-    if settings.n_processes is not None and settings.n_processes < 1:
-        raise BadRequest(f"n_processes must be at least 1, not {settings.n_processes}")
-    if settings.xtb:
-        require_tblite()
-    if settings.posebusters:
-        require_posebusters()
+def _kind(sets: Mapping[str, Samples]) -> Kind:
+    """Return what all sets hold; raises BadRequest where some hold molecules and some crystals."""
+    if not sets:
+        raise BadRequest("there are no samples to evaluate")
+    first: dict[Kind, str] = {}
+    for name, one in sets.items():
+        first.setdefault(one.kind, name)
+    if len(first) == 2:
+        raise BadRequest(f"{first['molecule']} holds molecules and {first['crystal']} crystals; evaluate them one kind at a time")
+    return next(iter(first))
 
 
 def _check_writable(folder: Path) -> None:
@@ -167,36 +189,3 @@ def _check_writable(folder: Path) -> None:
         raise BadRequest(f"can't write the evaluation to {folder}: {place} is a file")
     if not os.access(place, os.W_OK):
         raise BadRequest(f"can't write the evaluation to {folder}: no permission to write in {place}")
-
-
-@dataclass(frozen=True)
-class _Stage:
-    """One bar's progress as the plain function of two numbers that cheaper stages want."""
-
-    bars: StageProgress
-    title: str
-
-    def __call__(self, done: int, total: int) -> None:
-        self.bars(self.title, done, total)
-
-
-@contextmanager
-def stage_bars(progress: bool | None) -> Iterator[StageProgress | None]:
-    """Show one bar a stage on stderr while the block runs; None where there is no terminal and none is asked for."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    if not (console.is_terminal if progress is None else progress):
-        yield None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as shown:
-        tasks: dict[str, Any] = {}
-
-        def update(title: str, done: int, total: int) -> None:
-            if title not in tasks:
-                tasks[title] = shown.add_task(title, total=total)
-            shown.update(tasks[title], completed=done, total=total)
-
-        yield update

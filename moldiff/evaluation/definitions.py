@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
+from moldiff.evaluation.conditional import UNITS
 from moldiff.evaluation.crystals.definitions import CRYSTALS
 from moldiff.evaluation.definition import Definition
 
@@ -167,20 +169,63 @@ MOLECULES: tuple[Definition, ...] = (
         "Share of that subset for which the calculation did not converge, crashed or took longer than its limit.", _GFN2,
     ),
 )  # fmt: skip
-DEFINITIONS: dict[str, Definition] = {d.name: d for d in (*MOLECULES, *CRYSTALS)}
+PROPERTIES: tuple[Definition, ...] = (
+    Definition(
+        "property_mae", "asked property, MAE", "", "lower",
+        "Mean absolute difference between what was asked of a sample and what a calculation gives: for molecules GFN2-xTB's "
+        "HOMO, LUMO, gap and dipole of the valid and connected samples as they came; for crystals the density, and the energy "
+        "above the hull of the relaxed subset. property_mae/NAME is that of one property; the data column is that of real "
+        "held-out systems against their own known values.",
+        "as a task: " + _EDM,
+    ),
+    Definition(
+        "property_mae_regressor", "asked property, MAE by a regressor", "", "lower",
+        "The same with the prediction of a trained network in the place of the calculation, named in the notes.", _EDM,
+    ),
+    Definition(
+        "property_mae_random", "the same, random real system", "", "",
+        "Mean absolute difference between what was asked of the samples and the values of random real systems: what a model "
+        "reaches that does not listen (for the data column: two random real systems).", _EDM,
+    ),
+    Definition(
+        "property_mae_size", "the same, real system of its size", "", "",
+        "The same with random real systems that have the sample's number of atoms: what a model reaches that gets only the size "
+        "right.", _EDM,
+    ),
+    Definition(
+        "property_failed", "asked property not computed", "%", "lower",
+        "Share of the samples of which a property was asked for which the calculation gives no value.",
+    ),
+)  # fmt: skip
+DEFINITIONS: dict[str, Definition] = {d.name: d for d in (*MOLECULES, *CRYSTALS, *PROPERTIES)}
 
 
 def definition(name: str) -> Definition:
-    """Return the definition of a metric; ``posebusters/TEST`` inherits that of ``posebusters``."""
+    """Return the definition of a metric; a part (``posebusters/TEST``, ``match_rate/at_20``) inherits that of the whole."""
     if name in DEFINITIONS:
         return DEFINITIONS[name]
-    base = DEFINITIONS[name.split("/", 1)[0]]
-    return Definition(
-        name, name.split("/", 1)[-1].replace("_", " "), base.unit, base.better, f"One test of {base.name}.", base.source
-    )
+    whole, part = name.split("/", 1)
+    base = DEFINITIONS[whole]
+    if base in PROPERTIES:
+        unit = base.unit or UNITS.get(part, "")
+        return Definition(name, f"{part}: {base.title}", unit, base.better, base.text, base.source)
+    if part.startswith("at_"):
+        n = part.removeprefix("at_")
+        text = f"As {whole}, with the best of the first {n} predictions."
+        return Definition(name, f"{base.title} at {n}", base.unit, base.better, text, base.source)
+    return Definition(name, part.replace("_", " "), base.unit, base.better, f"One test of {base.name}.", base.source)
 
 
 def order(names: Iterable[str]) -> list[str]:
-    """Sort names of metrics as the table shows them: by their definitions, parts behind the whole."""
+    """Sort names of metrics as the table shows them: by their definitions, parts behind the whole, numbers as numbers."""
+    found = list(names)
     places = {name: i for i, name in enumerate(DEFINITIONS)}
-    return sorted(names, key=lambda n: (places.get(n.split("/", 1)[0], len(places)), n))
+    if any(name == d.name for name in found for d in CRYSTALS):
+        # Distances that both kinds have stand with the other distances of crystals.
+        places |= dict.fromkeys(("element_tv", "size_tv"), places["space_group_tv"])
+
+    def place(name: str) -> tuple[int, list[tuple[int, str]]]:
+        words = re.split(r"(\d+)", name)
+        return places.get(name.split("/", 1)[0], len(places)), [(int(w) if w.isdecimal() else -1, w) for w in words]
+
+    return sorted(found, key=place)

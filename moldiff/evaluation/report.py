@@ -5,23 +5,29 @@ from __future__ import annotations
 import gzip
 import json
 import math
+from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import moldiff
 from moldiff.evaluation.bootstrap import Estimate
+from moldiff.evaluation.crystals import cards as crystals
+from moldiff.evaluation.crystals.basic import CrystalVerdict
+from moldiff.evaluation.crystals.sets import CrystalSetResult
 from moldiff.evaluation.definitions import definition
-from moldiff.evaluation.molecules.distributions import by_type
-from moldiff.evaluation.molecules.drawings import formula_svg, mol_block
+from moldiff.evaluation.molecules import cards as molecules
 from moldiff.evaluation.molecules.plots import sections
-from moldiff.evaluation.molecules.sets import Examined, SetResult
+from moldiff.evaluation.molecules.sets import SetResult
 from moldiff.evaluation.table import Column, metric_names
 
 if TYPE_CHECKING:
     from moldiff.evaluation.result import Evaluation
+
+AnySet = SetResult | CrystalSetResult
+Blocks = dict[str, dict[str, Any]]
 
 #: Random samples and failures of one reason that are drawn for each set, and the reasons.
 N_RANDOM, N_FAILURES, N_REASONS = 24, 4, 8
@@ -30,15 +36,14 @@ _WHERE = files("moldiff.evaluation") / "assets"
 
 def report_html(evaluation: Evaluation) -> str:
     """Build the report: table, plots, pictures of random samples and of failures by reason, 3D view, definitions."""
-    blocks: dict[str, str] = {}
+    blocks: Blocks = {}
     sets = evaluation.sets
     title = "Evaluation of " + ", ".join(s.name for s in sets)
     body = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="by">moldiff {moldiff.__version__} · {" · ".join(f"{escape(s.name)}: {s.n:,} samples" for s in sets)}</p>',
         _metrics(evaluation),
-        *(f"<h2>{escape(name)}</h2>{html}" for name, html in sections(sets, evaluation.reference)),
-        _types(evaluation),
+        *(f"<h2>{escape(name)}</h2>{html}" for name, html in _sections(evaluation)),
         "<h2>Samples</h2><p>Drawn at random (seed 0), not chosen. A click shows one in three dimensions.</p>",
         '<div id="view"></div>',
         *(_random(s, blocks) for s in sets),
@@ -57,16 +62,25 @@ def report_html(evaluation: Evaluation) -> str:
     )
 
 
+def _sections(evaluation: Evaluation) -> list[tuple[str, str]]:
+    sets, reference = evaluation.sets, evaluation.reference
+    solid = [s for s in sets if isinstance(s, CrystalSetResult)]
+    if solid:
+        return crystals.sections(solid, reference)
+    return sections([s for s in sets if isinstance(s, SetResult)], reference)
+
+
 def _metrics(evaluation: Evaluation) -> str:
     columns: list[Column] = [(s.name, s.n, s.metrics) for s in evaluation.sets]
     data = evaluation.data
     shown = [*columns, ("data", data.n if data else 0, data.metrics if data else {})]
     head = "".join(f"<th>{escape(name)}<br><small>{f'n = {n:,}' if n else 'none known'}</small></th>" for name, n, _ in shown)
     rows = []
-    for name in metric_names(columns):
+    names = metric_names(columns)
+    for name in names:
         about = definition(name)
         cells = "".join(f"<td>{_cell(name, metrics.get(name), n)}</td>" for _, n, metrics in shown)
-        kind = ' class="part"' if "/" in name else ""
+        kind = ' class="part"' if "/" in name and name.split("/", 1)[0] in names else ""
         hint = escape(f"{name}: {about.text}", quote=True)
         rows.append(f'<tr{kind}><th title="{hint}">{escape(about.title)} <small>{escape(about.unit)}</small></th>{cells}</tr>')
     notes = "".join(f"<li>{escape(note)}</li>" for note in evaluation.notes)
@@ -86,76 +100,42 @@ def _cell(name: str, estimate: Estimate | None, n: int) -> str:
     return f"{about.show(estimate.value)} <small>({interval}{other})</small>"
 
 
-def _types(evaluation: Evaluation) -> str:
-    """The Wasserstein distances type by type, for those who want to know which bond is wrong."""
-    reference = evaluation.reference
-    if reference is None or not reference.counts:
-        return ""
-    out = []
-    for family, title, unit in (("bond_length", "bonds", "Å"), ("angle", "angles", "°"), ("torsion", "torsions", "°")):
-        tables = [by_type(s.values, reference.counts, family) for s in evaluation.sets]
-        head = "".join(f"<th>{escape(s.name)}</th>" for s in evaluation.sets)
-        rows = "".join(
-            f"<tr><th>{escape(label)}</th><td>{100 * share:.1f}%</td>"
-            + "".join(f"<td>{'–' if math.isnan(t[label][1]) else f'{t[label][1]:.4f}'}</td>" for t in tables)
-            + "</tr>"
-            for label, (share, _) in tables[0].items()
-            if share >= 0.001
-        )
-        if rows and any(not math.isnan(value) for t in tables for _, value in t.values()):
-            out.append(
-                f"<details><summary>Wasserstein distances of {title} by type ({unit})</summary><table><thead><tr><th>type</th>"
-                f"<th>share in the data</th>{head}</tr></thead><tbody>{rows}</tbody></table></details>"
-            )
-    return "".join(out)
-
-
-def _random(found: SetResult, blocks: dict[str, str]) -> str:
+def _random(found: AnySet, blocks: Blocks) -> str:
     chosen = np.random.default_rng(0).permutation(found.n)[:N_RANDOM].tolist()
-    cards = "".join(_card(found, i, blocks) for i in chosen)
-    return f'<h3>{escape(found.name)}</h3><div class="cards">{cards}</div>'
+    return f'<h3>{escape(found.name)}</h3><div class="cards">{_cards(found, chosen, blocks)}</div>'
 
 
-def _failures(found: SetResult, blocks: dict[str, str]) -> str:
+def _failures(found: AnySet, blocks: Blocks) -> str:
     reasons = found.failures()
     if not reasons:
         return f"<h3>{escape(found.name)}</h3><p>Every sample is valid.</p>"
     order = np.random.default_rng(0).permutation(found.n).tolist()
+    failed = [i for i in order if not _sound(found, i)]
     out = []
     for reason, count in list(reasons.items())[:N_REASONS]:
-        chosen = [i for i in order if not found.verdicts[i].valid and found.verdicts[i].reason == reason][:N_FAILURES]
-        cards = "".join(_card(found, i, blocks) for i in chosen)
+        chosen = [i for i in failed if found.verdicts[i].reason == reason][:N_FAILURES]
         share = f"{count:,} of {found.n:,} ({100 * count / found.n:.1f} %)"
+        cards = _cards(found, chosen, blocks)
         out.append(f'<p class="reason"><b>{escape(reason)}</b>: {share}</p><div class="cards">{cards}</div>')
     rest = sum(list(reasons.values())[N_REASONS:])
     more = f"<p>{rest:,} more for {len(reasons) - N_REASONS} other reasons: see per_sample.csv.</p>" if rest else ""
     return f"<h3>{escape(found.name)}</h3>{''.join(out)}{more}"
 
 
-def _card(found: SetResult, index: int, blocks: dict[str, str]) -> str:
-    sample: Examined = found.samples[index]
-    verdict = sample.verdict
-    key = f"{found.name}/{index}"
-    block = mol_block(sample)
-    if block:
-        blocks[key] = block
-    text = verdict.smiles or verdict.formula or "–"
-    if not verdict.valid:
-        state, kind = verdict.reason, "bad"
-    elif not verdict.connected:
-        state, kind = f"{verdict.n_fragments} fragments", "bad"
-    elif not verdict.molecule_stable:
-        state, kind = "unstable valence", "bad"
-    else:
-        state, kind = "valid", "good"
-    link = f' data-key="{escape(key, quote=True)}" tabindex="0"' if block else ""
-    picture = formula_svg(sample) or '<div class="blank">no bonds to draw</div>'
-    name = escape(verdict.name)
-    return (
-        f'<figure class="card {kind}"{link}>{picture}<figcaption><b title="{name}">{name}</b><br>'
-        f'<span title="{escape(text)}">{escape(text)}</span><br><i title="{escape(state)}">{escape(state)}</i></figcaption>'
-        "</figure>"
-    )
+def _sound(found: AnySet, index: int) -> bool:
+    verdict = found.verdicts[index]
+    return verdict.structure_valid if isinstance(verdict, CrystalVerdict) else verdict.valid
+
+
+def _cards(found: AnySet, chosen: Sequence[int], blocks: Blocks) -> str:
+    out = []
+    for i in chosen:
+        key = f"{found.name}/{i}"
+        one = crystals.card(found, i) if isinstance(found, CrystalSetResult) else molecules.card(found, i)
+        if one.model:
+            blocks[key] = one.model
+        out.append(one.html(key))
+    return "".join(out)
 
 
 def _definitions(evaluation: Evaluation) -> str:
@@ -163,6 +143,6 @@ def _definitions(evaluation: Evaluation) -> str:
     items = "".join(
         f"<dt>{escape(name)}</dt><dd>{escape(definition(name).text)} <small>{escape(definition(name).source)}</small></dd>"
         for name in names
-        if "/" not in name
+        if "/" not in name or name.split("/", 1)[0] not in names
     )
     return f"<h2>Definitions</h2><dl>{items}</dl>"

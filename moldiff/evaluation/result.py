@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import moldiff
+from moldiff.data.members import Kind
 from moldiff.errors import BadRequest
 from moldiff.evaluation.bootstrap import Estimate
+from moldiff.evaluation.crystals.sets import CrystalSetResult, CrystalSettings
 from moldiff.evaluation.definitions import definition
 from moldiff.evaluation.molecules.data_row import DataRow
 from moldiff.evaluation.molecules.sets import SetResult, Settings
@@ -25,21 +27,28 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 #: Packages whose versions change the numbers.
-PACKAGES = ("rdkit", "numpy", "ase", "tblite", "posebusters")
+PACKAGES = ("rdkit", "numpy", "ase", "tblite", "posebusters", "pymatgen", "spglib", "smact", "chgnet")
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """What was found of one or several sets of samples, with the real data beside them.
 
-    ``sets`` in the order given; ``reference`` and ``data`` (the metrics of real held-out data) are None where there are none.
+    ``sets`` in the order given, all molecules or all crystals, the substitution baseline last where there is one; ``reference``
+    and ``data`` (the metrics of real held-out data) are None where there are none. ``remarks`` are notes on all of it.
     """
 
-    sets: list[SetResult]
+    sets: Sequence[SetResult] | Sequence[CrystalSetResult]
     reference: Reference | None
     data: DataRow | None
-    settings: Settings
+    settings: Settings | CrystalSettings
     cache_problem: str = ""
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> Kind:
+        """What the samples are."""
+        return "crystal" if isinstance(self.settings, CrystalSettings) else "molecule"
 
     @property
     def metrics(self) -> dict[str, dict[str, Estimate]]:
@@ -59,12 +68,22 @@ class Evaluation:
         rows = [{"set": s.name, **row} for s in self.sets for row in s.rows()]
         return pandas.DataFrame(rows)
 
+    @cached_property
+    def per_truth(self) -> pandas.DataFrame:
+        """One row a true structure of any set of predictions: how near the first one and the best one come; empty without."""
+        import pandas
+
+        return pandas.DataFrame(
+            [{"set": s.name, **row} for s in self.sets if isinstance(s, CrystalSetResult) for row in s.per_truth]
+        )
+
     @property
     def notes(self) -> list[str]:
         """Sentences that belong under the table: perceived bonds, subsets, versions."""
         notes = [f"{s.name}: {note}" for s in self.sets for note in s.notes]
         if self.reference is not None:
-            notes.append(f"reference: {self.reference.name}, {self.reference.n_systems:,} molecules")
+            notes.append(f"reference: {self.reference.name}, {self.reference.n_systems:,} {self.kind}s")
+        notes.extend(self.remarks)
         if self.data is not None:
             notes.append(f"data: {self.data.title}, n = {self.data.n:,}")
             notes.extend(f"data: {note}" for note in self.data.notes)
@@ -95,13 +114,15 @@ class Evaluation:
         return {
             "moldiff": moldiff.__version__,
             "versions": {"python": platform.python_version(), **_versions()},
-            "settings": {k: v for k, v in asdict(self.settings).items() if k != "n_processes"},
+            "kind": self.kind,
+            "settings": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self.settings).items() if k != "n_processes"},
             "reference": None if self.reference is None else {"name": self.reference.name, "n": self.reference.n_systems},
             "sets": {
                 s.name: {"n": s.n, "metrics": _plain(s.metrics), "failures": dict(s.failures()), "notes": s.notes}
                 for s in self.sets
             },
             "data": data,
+            "remarks": list(self.remarks),
             "definitions": {name: asdict(definition(name)) for name in sorted(names)},
         }
 
@@ -119,7 +140,10 @@ class Evaluation:
         return _write(Path(path), report_html(self))
 
     def save(self, folder: str | Path) -> Path:
-        """Write ``metrics.json``, ``per_sample.csv`` and ``report.html`` into a folder; raises BadRequest where it can't."""
+        """Write ``metrics.json``, ``per_sample.csv`` and ``report.html`` into a folder, for predictions ``per_truth.csv`` too.
+
+        Raises BadRequest where it can't be written.
+        """
         folder = Path(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -127,6 +151,8 @@ class Evaluation:
             raise BadRequest(f"can't write the evaluation to {folder}: {error.strerror or error}") from error
         self.to_json(folder / "metrics.json")
         _write(folder / "per_sample.csv", self.per_sample.to_csv(index=False))
+        if len(self.per_truth):
+            _write(folder / "per_truth.csv", self.per_truth.to_csv(index=False))
         self.report(folder / "report.html")
         return folder
 

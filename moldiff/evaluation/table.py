@@ -54,14 +54,16 @@ def rich_table(columns: list[Column], data: Column | None, notes: list[str], wid
         table.add_column(f"{escape(name)}\n[dim]n = {n:,}[/dim]", justify="right")
     table.add_column("data\n[dim]none known[/dim]" if data is None else f"data\n[dim]n = {data[1]:,}[/dim]", justify="right")
     interval = full_width(len(columns) + 1) <= width
-    for name in metric_names(columns):
+    names = metric_names(columns)
+    for name in names:
         about = definition(name)
         part = "/" in name
         if part and all(metrics[name].value == 1 for _, _, metrics in shown if name in metrics):
             # A single test that nothing fails would only lengthen the table; it is in metrics.json and in the report.
             continue
-        label = f"  {about.title}" if part else about.title
-        unit = f" [dim]{about.unit}[/dim]" if about.unit and not part else ""
+        inner = part and name.split("/", 1)[0] in names
+        label = f"  {about.title}" if inner else about.title
+        unit = f" [dim]{about.unit}[/dim]" if about.unit and not inner else ""
         cells = [cell(about, metrics.get(name), interval) for _, _, metrics in shown]
         table.add_row(label + unit, *cells, *(["–"] if data is None else []))
     return table

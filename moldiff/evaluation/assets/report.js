@@ -14,9 +14,18 @@
   }
   const show = (card) => {
     cards.forEach((other) => other.classList.toggle("shown", other === card));
+    const model = BLOCKS[card.dataset.key];
     viewer.removeAllModels();
-    viewer.addModel(BLOCKS[card.dataset.key], "sdf");
-    viewer.setStyle({}, { stick: { radius: 0.13 }, sphere: { scale: 0.25 } });
+    viewer.removeAllShapes();
+    viewer.addModel(model.text, model.format);
+    // The viewer knows the colours of few elements; those of the pictures are handed over.
+    const scheme = model.colours ? { colorscheme: { prop: "elem", map: model.colours } } : {};
+    const [stick, ball] = model.edges ? [0.06, 0.3] : [0.13, 0.25];
+    viewer.setStyle({}, { stick: { radius: stick, ...scheme }, sphere: { scale: ball, ...scheme } });
+    const point = (p) => ({ x: p[0], y: p[1], z: p[2] });
+    (model.edges || []).forEach(([a, b]) => {
+      viewer.addCylinder({ start: point(a), end: point(b), radius: 0.03, fromCap: 1, toCap: 1, color: "#8c959f" });
+    });
     viewer.zoomTo();
     viewer.render();
   };

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,15 @@ from moldiff.chem.crystals import MIN_DISTANCE, Crystal, check_crystal
 from moldiff.chem.symmetry import fingerprint, space_group
 from moldiff.data.crystal_entry import CrystalEntry, CrystalRow
 from moldiff.evaluation.crystals.composition import smact_valid
+from moldiff.evaluation.crystals.matching import TooLate, within
 from moldiff.evaluation.parallel import Progress, map_items
 
 #: Tolerances (Å) at which a crystal's prototype is looked up: noise hides symmetry from a tight one, a loose one invents it.
 LABEL_TOLERANCES = (0.3, 0.1, 0.01)
+#: Seconds that reading a crystal may take, and judging it; most take 10 ms.
+LIMIT = 30.0
+#: Cells of more atoms are not judged: pairs of atoms are counted, and no model makes such cells.
+MAX_ATOMS = 2000
 
 
 @dataclass(frozen=True)
@@ -59,19 +64,34 @@ class CrystalVerdict:
 
 @dataclass(frozen=True)
 class JudgedCrystal:
-    """A verdict with the crystal that it is on (None for one that could not be read) and its labels for coarse look-ups."""
+    """A verdict with the crystal that it is on (None for one that could not be read), its labels for coarse look-ups, and the
+    numbers that its file gives (``properties``)."""
 
     verdict: CrystalVerdict
     crystal: Crystal | None = None
     labels: tuple[str, ...] = ()
+    properties: Mapping[str, float] = field(default_factory=dict)
 
 
 def judge_crystal(row: CrystalRow) -> JudgedCrystal:
-    """Read and judge one crystal by itself; never raises for a bad one."""
-    entry = row.entry()
+    """Read and judge one crystal by itself, within ``LIMIT`` seconds; never raises for a bad one."""
+    try:
+        entry = within(LIMIT, row.entry)
+    except TooLate:
+        return _crashed(row, f"longer than {LIMIT:g} s to read")
+    try:
+        judged = within(LIMIT, _judge, entry)
+    except TooLate:
+        judged = JudgedCrystal(CrystalVerdict(entry.name, reason=f"longer than {LIMIT:g} s to judge"))
+    return replace(judged, properties=entry.properties)
+
+
+def _judge(entry: CrystalEntry) -> JudgedCrystal:
     crystal = entry.crystal
     if entry.problem or crystal is None:
         return JudgedCrystal(CrystalVerdict(entry.name, reason=entry.problem or "no atoms"))
+    if len(crystal) > MAX_ATOMS:
+        return JudgedCrystal(CrystalVerdict(entry.name, n_atoms=len(crystal), reason=f"more than {MAX_ATOMS:,} atoms"))
     verdict = CrystalVerdict(entry.name, n_atoms=len(crystal))
     reason = check_crystal(crystal.numbers, crystal.frac_coords, crystal.lattice)
     if len(crystal) and crystal.numbers.min() >= 1 and crystal.numbers.max() <= 118:

@@ -139,7 +139,11 @@ CRYSTALS: tuple[Definition, ...] = (
         "The same with at most 0.1 eV/atom above the hull.", _MATTERGEN,
     ),
     Definition(
-        "metastable_unique_novel_raw", "the same, not relaxed", "%", "higher",
+        "stable_unique_novel_raw", "stable, unique and novel, not relaxed", "%", "higher",
+        "As stable_unique_novel, with the energy of the structure as generated.", _MATTERGEN,
+    ),
+    Definition(
+        "metastable_unique_novel_raw", "within 0.1 eV/atom, unique and novel, not relaxed", "%", "higher",
         "The same with the energy of the structure as generated.", _MATTERGEN,
     ),
     Definition(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from moldiff.chem.crystals import Crystal
@@ -44,21 +45,30 @@ class _Bucket:
 
 
 class Training:
-    """The structures of a data set, found by their reduced composition."""
+    """The structures of a data set's split, or of a list, found by their reduced composition."""
 
-    def __init__(self, store: Store) -> None:
-        z, offsets = store.tensor("atom_types").numpy(), store.atom_offsets.tolist()
-        self.store = store
+    def __init__(self, source: Store | Sequence[Crystal]) -> None:
+        self.source = source
         self.buckets: defaultdict[Composition, list[int]] = defaultdict(list)
-        for i in range(len(store)):
-            self.buckets[composition_key(z[offsets[i] : offsets[i + 1]])].append(i)
+        if isinstance(source, Sequence):
+            cells = [crystal.numbers for crystal in source]
+        else:
+            z = source.tensor("atom_types").numpy()
+            cells = [z[a:b] for a, b in pairwise(source.atom_offsets.tolist())]
+        for i, numbers in enumerate(cells):
+            self.buckets[composition_key(numbers)].append(i)
+
+    def __len__(self) -> int:
+        return len(self.source)
 
     def crystal(self, index: int) -> Crystal:
         """Return one structure."""
-        a, b = self.store.atom_offsets[index : index + 2].tolist()
-        part = slice(a, b)
-        numbers, frac = self.store.tensor("atom_types")[part].numpy(), self.store.tensor("frac_coords")[part].numpy()
-        return Crystal.of(numbers, frac, self.store.tensor("lattice")[index].numpy())
+        source = self.source
+        if isinstance(source, Sequence):
+            return source[index]
+        a, b = source.atom_offsets[index : index + 2].tolist()
+        numbers, frac = source.tensor("atom_types")[a:b].numpy(), source.tensor("frac_coords")[a:b].numpy()
+        return Crystal.of(numbers, frac, source.tensor("lattice")[index].numpy())
 
     def of(self, crystal: Crystal) -> list[Crystal]:
         """Return the structures of a crystal's reduced composition."""

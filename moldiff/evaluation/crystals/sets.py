@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +16,25 @@ from moldiff.data.crystal_entry import CrystalRow
 from moldiff.errors import BadRequest
 from moldiff.evaluation.bootstrap import Estimate, mean, median, ratio
 from moldiff.evaluation.cache import ResultCache
+from moldiff.evaluation.conditional import asked_values, property_metrics, regressors, unjudged
 from moldiff.evaluation.crystals.basic import CrystalVerdict, JudgedCrystal, failures, fractions, judge_crystals
 from moldiff.evaluation.crystals.composition import has_smact, require_smact
+from moldiff.evaluation.crystals.csp import compare_predictions
 from moldiff.evaluation.crystals.energies import ElementEnergies, above_hull, load_element_energies
 from moldiff.evaluation.crystals.hull import Hull, load_hull
 from moldiff.evaluation.crystals.novelty import Training, mark_repeats
 from moldiff.evaluation.crystals.relax import RelaxResult, RelaxTask, calculator_version, find_calculator, relax
+from moldiff.evaluation.crystals.truths import Truths, assign
 from moldiff.evaluation.molecules.distributions import BINS, Profile, Values, collect, distances
+from moldiff.evaluation.progress import StageProgress
 from moldiff.evaluation.reference import Reference
 
-#: Called with a stage's name, how much of it is done and how much there is.
-StageProgress = Callable[[str, int, int], None]
 #: What counts as nearly stable (eV/atom above the hull).
 METASTABLE = 0.1
 #: Energies are not known to better than this; on the hull means within it (eV/atom).
 ON_HULL = 1e-3
+#: Numbers of predictions at which match rates are given, besides that of all.
+AT = (1, 5, 10, 20)
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class CrystalSettings:
     ``composition`` asks SMACT (None: where it is installed). ``calculator`` (a short name or an import name; empty: none) relaxes
     ``n_relax`` random structurally valid samples, each within ``time_limit`` seconds; with ``hull``, a hull file, and
     ``element_energies`` (a file, or empty for those that ship for the calculator) they get energies above the hull.
+    ``properties`` are pairs of a property and what was asked of it, a value or a column (None: the columns ``asked_PROPERTY``).
     ``n_processes`` None takes all cores; ``seed`` chooses the subset.
     """
 
@@ -48,6 +53,7 @@ class CrystalSettings:
     n_relax: int = 200
     hull: str | Path | None = None
     element_energies: str | Path = ""
+    properties: tuple[tuple[str, float | str], ...] | None = None
     n_processes: int | None = None
     time_limit: float = 120.0
     n_resamples: int = 1000
@@ -61,16 +67,18 @@ class CrystalSettings:
             raise BadRequest("a hull file needs energies: name a calculator that relaxes the samples, for instance chgnet")
         if self.calculator:
             find_calculator(self.calculator)
+        if self.hull is None and "e_above_hull" in dict(self.properties or ()):
+            raise BadRequest("e_above_hull was asked for: judging it needs a calculator (relax) and a hull file (hull)")
         if self.hull is not None:
             load_element_energies(self.element_energies or self.calculator)
-            if not Path(self.hull).is_file():
-                raise BadRequest(f"the hull file {self.hull} does not exist")
+            read_hull(self.hull)
 
 
 @dataclass(frozen=True)
 class CrystalSetResult:
     """A set of crystals with its ``metrics`` by name and, by column, what was found of each sample (``extra``, None where not
-    computed). ``values`` are the bins of its histograms, ``notes`` sentences that belong under the table."""
+    computed). ``values`` are the bins of its histograms, ``notes`` sentences that belong under the table. ``per_truth`` has a row
+    for each true structure that predictions were compared with."""
 
     name: str
     samples: list[JudgedCrystal]
@@ -78,6 +86,7 @@ class CrystalSetResult:
     extra: dict[str, list[Any]]
     values: Values
     notes: list[str] = field(default_factory=list)
+    per_truth: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def n(self) -> int:
@@ -105,13 +114,16 @@ def evaluate_crystals(
     settings: CrystalSettings | None = None,
     *,
     training: Training | None = None,
+    truths: Truths | None = None,
     cache: ResultCache | None = None,
     progress: StageProgress | None = None,
 ) -> CrystalSetResult:
     """Evaluate one set of crystals.
 
     Every row stays in the denominators. ``reference`` adds the coarse novelty and the distances, ``training`` the novelty by
-    StructureMatcher. Raises MoldiffError when a package that the settings ask for is not installed.
+    StructureMatcher. With ``truths`` the samples are predictions of them: match rates take the place of uniqueness, novelty and
+    distances, which mean nothing where the composition is given. Raises MoldiffError when a package that the settings ask for
+    is not installed.
     """
     settings = CrystalSettings() if settings is None else settings
     settings.check()
@@ -122,19 +134,114 @@ def evaluate_crystals(
     n = settings.n_processes
     composition = has_smact() if settings.composition is None else settings.composition
     judged = judge_crystals(rows, composition=composition, n_processes=n, progress=stage("judged"))
-    judged = mark_repeats(judged, reference, training, n_processes=n, cache=cache, progress=stage("compared"))
+    if truths is None:
+        judged = mark_repeats(judged, reference, training, n_processes=n, cache=cache, progress=stage("compared"))
     verdicts = [one.verdict for one in judged]
     metrics = {
         metric: ratio(top, bottom, n_resamples=settings.n_resamples) for metric, (top, bottom) in fractions(verdicts).items()
     }
     values = collect([crystal_profile(one) for one in judged])
-    if reference is not None:
-        metrics |= distances(values, reference.counts)
     extra: dict[str, list[Any]] = {}
     notes = [] if composition else ["compositional validity was not computed: it needs SMACT (pip install smact)"]
+    per_truth: list[dict[str, Any]] = []
+    if truths is not None:
+        per_truth = _predictions(judged, truths, composition, metrics, extra, notes, settings, cache, stage("matched"))
+    elif reference is not None:
+        metrics |= distances(values, reference.counts)
     if settings.calculator:
         _energies(judged, metrics, extra, notes, settings, cache, stage(settings.calculator))
-    return CrystalSetResult(name, judged, metrics, extra, values, notes)
+    _properties(name, judged, reference, metrics, extra, notes, settings)
+    return CrystalSetResult(name, judged, metrics, extra, values, notes, per_truth)
+
+
+def _properties(
+    name: str,
+    judged: list[JudgedCrystal],
+    reference: Reference | None,
+    metrics: dict[str, Estimate],
+    extra: dict[str, list[Any]],
+    notes: list[str],
+    settings: CrystalSettings,
+) -> None:
+    """Compare what was asked for with the density, the relaxed energy above the hull, and regressors."""
+    given = None if settings.properties is None else dict(settings.properties)
+    asked = asked_values([one.properties for one in judged], given, name)
+    if not asked:
+        return
+    notes += [f"asked {column}: nothing here computes it" for column in unjudged(asked, "crystal")]
+    if "e_above_hull" in asked and "e_above_hull" not in extra:
+        notes.append("asked e_above_hull was not computed: that needs a calculator (relax) and a hull file (hull)")
+    values = {"density": [one.verdict.density for one in judged], "e_above_hull": extra.get("e_above_hull", [None] * len(judged))}
+    learnt = {r.name: r.predict(judged) for r in regressors("crystal") if set(r.properties) & set(asked)}
+    notes += [f"regressor: {one}" for one in learnt]
+    sizes = np.array([one.verdict.n_atoms for one in judged])
+    for column, goal in asked.items():
+        extra[f"asked_{column}"] = [value if math.isfinite(value) else None for value in goal.tolist()]
+        found = np.array(values.get(column, [None] * len(judged)), dtype=np.float64)
+        if column == "e_above_hull":
+            # Only the random subset was relaxed; a sample outside it has not failed.
+            goal = np.where([r is not None for r in extra.get("relax_problem", [None] * len(judged))], goal, np.nan)
+        metrics |= property_metrics(
+            column,
+            goal,
+            found,
+            sizes,
+            None if reference is None else reference.properties.get(column),
+            learnt={one: by[column] for one, by in learnt.items() if column in by},
+            n_resamples=settings.n_resamples,
+        )
+
+
+def _predictions(
+    judged: list[JudgedCrystal],
+    truths: Truths,
+    composition: bool,
+    metrics: dict[str, Estimate],
+    extra: dict[str, list[Any]],
+    notes: list[str],
+    settings: CrystalSettings,
+    cache: ResultCache | None,
+    step: Callable[[int, int], None] | None,
+) -> list[dict[str, Any]]:
+    """Compare predictions with their true structures; returns a row for each of these."""
+    found = assign(judged, truths)
+    kept = truths.kept
+    rows = found.predictions([one.crystal for one in judged], len(truths.crystals))
+    result = compare_predictions(
+        [c for c in truths.crystals if c is not None],
+        [rows[i] for i in kept],
+        composition=composition,
+        n_processes=settings.n_processes,
+        cache=cache,
+        progress=step,
+    )
+    most = result.rms.shape[1]
+    metrics |= result.metrics(sorted({k for k in AT if k < most} | {most}), n_resamples=settings.n_resamples)
+    place_of = {row: k for k, row in enumerate(kept)}
+    extra["truth"] = [None if place is None else truths.names[place[0]] for place in found.places]
+    extra["rank"] = [None if place is None else place[1] + 1 for place in found.places]
+    extra["rms_to_truth"] = [None if place is None else float(result.rms[place_of[place[0]], place[1]]) for place in found.places]
+    n_empty = sum(not rows[i] for i in kept)
+    notes.append(f"{len(kept):,} true structures of {truths.title}; predictions found {found.how}")
+    for n, text in (
+        (len(truths.crystals) - len(kept), "true structures could not be read and are left out"),
+        (n_empty, "true structures have no prediction and count as not found"),
+        (found.n_lost, "samples belong to none of the true structures"),
+        (result.given_up, "comparisons were given up and count as no match"),
+    ):
+        if n:
+            notes.append(f"{n:,} {text}")
+    return [
+        {
+            "truth": truths.names[row],
+            "formula": crystal.reduced_formula,
+            "n_atoms": len(crystal),
+            "n_predictions": len(rows[row]),
+            **one,
+        }
+        for row, one in zip(kept, result.rows(), strict=True)
+        if (crystal := truths.crystals[row]) is not None
+    ]
 
 
 def crystal_profile(one: JudgedCrystal) -> Profile:
@@ -183,7 +290,7 @@ def _energies(
     metrics["relaxation_failed"] = ratio((~done).astype(np.float64), np.ones(len(done)), n_resamples=n)
     if settings.hull is not None:
         elements = load_element_energies(settings.element_energies or settings.calculator)
-        hull = load_hull(settings.hull)
+        hull = read_hull(settings.hull)
         columns |= _above(crystals, found, elements, hull)
         notes.append(
             f"hull: {Path(settings.hull).name}, {len(hull):,} compositions; formation energies by {judge}, whose mean error is "
@@ -198,6 +305,12 @@ def _energies(
         for i, value in zip(chosen, values, strict=True):
             whole[i] = value
         extra[column] = whole
+
+
+@lru_cache(maxsize=2)
+def read_hull(path: str | Path) -> Hull:
+    """Read a hull file once, however many sets are compared with it."""
+    return load_hull(path)
 
 
 def _above(
@@ -228,7 +341,12 @@ def _stability(
     # The subset holds structurally valid samples only; the rates are those of all samples.
     share = n_valid / n_samples if n_samples else math.nan
     with np.errstate(invalid="ignore"):
-        low = {"stable": relaxed <= ON_HULL, "metastable": relaxed <= METASTABLE, "metastable_raw": raw <= METASTABLE}
+        low = {
+            "stable": relaxed <= ON_HULL,
+            "metastable": relaxed <= METASTABLE,
+            "stable_raw": raw <= ON_HULL,
+            "metastable_raw": raw <= METASTABLE,
+        }
     for name in ("stable", "metastable"):
         metrics[name] = ratio(low[name].astype(np.float64), one, n_resamples=n_resamples)
     if all(v.unique is None for v in verdicts) or all(v.novel is None and v.known_label is None for v in verdicts):
@@ -236,6 +354,7 @@ def _stability(
     for name, what in (
         ("stable_unique_novel", "stable"),
         ("metastable_unique_novel", "metastable"),
+        ("stable_unique_novel_raw", "stable_raw"),
         ("metastable_unique_novel_raw", "metastable_raw"),
     ):
         found = ratio((low[what] & fresh).astype(np.float64), one, n_resamples=n_resamples)

@@ -12,13 +12,15 @@ import numpy as np
 
 from moldiff.data.entry import Row
 from moldiff.data.store import Store
-from moldiff.errors import DamagedFile
+from moldiff.errors import BadRequest, DamagedFile
 from moldiff.evaluation.bootstrap import Estimate
 from moldiff.evaluation.cache import ResultCache, cache_path
+from moldiff.evaluation.conditional import known_values
 from moldiff.evaluation.molecules.distributions import distances_at
-from moldiff.evaluation.molecules.sets import SetResult, Settings, StageProgress, evaluate_set
+from moldiff.evaluation.molecules.sets import SetResult, Settings, evaluate_set
 from moldiff.evaluation.parallel import Progress
-from moldiff.evaluation.reference import Reference, build_reference, entries_of, load_reference
+from moldiff.evaluation.progress import StageProgress
+from moldiff.evaluation.reference import Reference, build_reference, entries_of, load_reference, reference_of_molecules
 
 if TYPE_CHECKING:
     from moldiff.evaluation.crystals.sets import CrystalSetResult
@@ -28,7 +30,7 @@ SIZES = (100, 200, 500, 1000, 2000, 5000, 10000)
 #: Held-out molecules that are judged when a data set of one's own is the reference.
 N_HELD_OUT = 2000
 #: Changes when what a reference holds does, so that remembered ones are made anew.
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,27 @@ def read_data_row(values: Mapping[str, Any], n_samples: int) -> DataRow | None:
     return DataRow(str(values.get("title", "real molecules, held out")), n, metrics, notes)
 
 
+def reference_of_files(path: str | Path, *, n_processes: int | None = None, progress: Progress | None = None) -> Reference:
+    """Build the reference of files of molecules or crystals; where they are ``train.*`` and ``val.*``, of the former.
+
+    It has no data row. Raises BadRequest for files that hold nothing readable.
+    """
+    from moldiff.data.sources import open_source
+
+    source = open_source(path)
+    rows = list(source.splits["train" if "train" in source.splits else next(iter(source.splits))]())
+    name = Path(path).name
+    if source.kind == "crystal":
+        from moldiff.evaluation.crystals.reference import reference_of_crystals
+
+        made = reference_of_crystals(name, rows, n_processes=n_processes, progress=progress)
+    else:
+        made = reference_of_molecules(name, rows, n_processes=n_processes, progress=progress)
+    if not len(made.hashes):
+        raise BadRequest(f"the reference {path} holds no readable {source.kind}")
+    return made
+
+
 def reference_of_data(folder: str | Path, *, n_processes: int | None = None, progress: Progress | None = None) -> Reference:
     """Build the reference of a prepared data set from its ``train`` split, with a data row of random molecules of its ``val``.
 
@@ -106,13 +129,14 @@ def reference_of_data(folder: str | Path, *, n_processes: int | None = None, pro
     if "val" in splits and train.kind == "crystal":
         from moldiff.evaluation.crystals.reference import make_crystal_data_row
 
-        reference = reference.with_data_row(
-            make_crystal_data_row(reference, train, Store(folder, "val"), n_processes=n_processes)
-        )
+        held_out = Store(folder, "val")
+        reference = reference.with_properties(known_values(held_out, "crystal"))
+        reference = reference.with_data_row(make_crystal_data_row(reference, train, held_out, n_processes=n_processes))
     elif "val" in splits:
         held_out = Store(folder, "val")
         chosen = np.sort(np.random.default_rng(0).permutation(len(held_out))[:N_HELD_OUT]).tolist()
         rows = list(entries_of(held_out, chosen))
+        reference = reference.with_properties(known_values(held_out, "molecule"))
         settings = Settings(n_processes=n_processes)
         reference = reference.with_data_row(make_data_row(rows, f"{reference.name}, held out", reference, settings))
     try:

@@ -204,6 +204,15 @@ def require_tblite() -> None:
         raise MoldiffError("GFN2-xTB needs tblite: pip install tblite") from error
 
 
+def has_tblite() -> bool:
+    """Tell whether tblite is installed."""
+    try:
+        require_tblite()
+    except MoldiffError:
+        return False
+    return True
+
+
 def _mean(values: NDArray[np.float64]) -> float:
     values = values[np.isfinite(values)]
     return float(values.mean()) if len(values) else math.nan

@@ -2,109 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
+from html import escape
 
-import numpy as np
-from numpy.typing import NDArray
-
-from moldiff.evaluation.molecules.distributions import BINS
+from moldiff.chem.molecules import symbols
+from moldiff.evaluation.molecules.distributions import by_type
 from moldiff.evaluation.molecules.groups import NAMES
 from moldiff.evaluation.molecules.sets import SetResult
+from moldiff.evaluation.plots import Histograms, Rows, bar_plot, colour_rows, curve_plot
 from moldiff.evaluation.reference import Reference
-from moldiff.evaluation.svg import COLOURS, DATA, Series, bars, curves, legend
 
 #: Types of bonds, angles and torsions that are drawn: the commonest of the reference.
 N_TYPES = 9
-N_CURVE_BINS = 60
-Array = NDArray[np.float64]
 
 
 def sections(sets: Sequence[SetResult], reference: Reference | None) -> list[tuple[str, str]]:
-    """Return title and HTML of each section of plots."""
-    rows = [(s.name, s.values.histograms()) for s in sets]
-    known: Mapping[str, NDArray[np.int64]] = {} if reference is None else reference.counts
-    shown = [("data", known)] if known else []
-    names = [Series(name, np.zeros(0), colour) for name, colour in _colours(len(shown), [n for n, _ in rows])]
-    all_rows: list[tuple[str, Mapping[str, NDArray[np.int64] | Array]]] = [*shown, *rows]
-    head = legend(names)
+    """Return title and HTML of each section of plots, the distances type by type behind them."""
+    shown: list[tuple[str, Histograms]] = [("data", reference.counts)] if reference is not None and reference.counts else []
+    rows: Rows = [*shown, *((s.name, s.values.histograms()) for s in sets)]
+    head = colour_rows(rows)
     counted = [
-        _bar_plot("elements", "element", all_rows),
-        _bar_plot("atoms of a molecule", "size", all_rows),
-        _bar_plot("ring sizes (0: no ring)", "ring_size", all_rows),
-        _bar_plot("functional groups", "functional_group", all_rows),
+        bar_plot("elements", "element", rows, lambda i: symbols([i])[0]),
+        bar_plot("atoms of a molecule", "size", rows, str),
+        bar_plot("ring sizes (0: no ring)", "ring_size", rows, str),
+        bar_plot("functional groups", "functional_group", rows, lambda i: NAMES[i], slanted=True),
     ]
-    found = [("Composition", head + "".join(p for p in counted if p))]
+    found = [("Composition", head + "".join(counted))]
     for title, family, unit in (
         ("Bond lengths by type", "bond_length", "Å"),
         ("Angles by elements", "angle", "degrees"),
         ("Torsions of heavy atoms by central bond", "torsion", "degrees"),
     ):
-        drawn = "".join(_curve_plot(name, family, all_rows, unit) for name in _commonest(family, all_rows))
+        drawn = "".join(curve_plot(name, rows, unit, whole=family == "torsion") for name in _commonest(family, rows))
         if drawn:
             found.append((title, head + drawn))
-    return found
+    types = _types(sets, reference)
+    return [*found, ("Distances by type", types)] if types else found
 
 
-def _colours(n_data: int, names: list[str]) -> list[tuple[str, str]]:
-    data = [("data", DATA)] if n_data else []
-    return [*data, *((name, COLOURS[i % len(COLOURS)]) for i, name in enumerate(names))]
-
-
-def _series(rows: Sequence[tuple[str, NDArray[np.float64]]]) -> list[Series]:
-    data = any(name == "data" for name, _ in rows)
-    colours = dict(_colours(int(data), [name for name, _ in rows if name != "data"]))
-    return [Series(name, values, colours[name], filled=name == "data") for name, values in rows]
-
-
-def _commonest(family: str, rows: Sequence[tuple[str, Mapping[str, NDArray[np.int64] | Array]]]) -> list[str]:
-    counts: dict[str, float] = {}
-    for _, histograms in rows[:1]:
-        for name, histogram in histograms.items():
-            if name.startswith(family + "/"):
-                counts[name] = counts.get(name, 0.0) + float(histogram.sum())
+def _commonest(family: str, rows: Rows) -> list[str]:
+    counts = {
+        name: float(h.sum()) for _, histograms in rows[:1] for name, h in histograms.items() if name.startswith(family + "/")
+    }
     return sorted(counts, key=lambda name: -counts[name])[:N_TYPES]
 
 
-def _bar_plot(title: str, family: str, rows: Sequence[tuple[str, Mapping[str, NDArray[np.int64] | Array]]]) -> str:
-    # A set that has no such histogram keeps its place and colour with empty bars.
-    shares = [(name, _share(h.get(family), BINS[family].n)) for name, h in rows]
-    seen = np.flatnonzero(np.sum([s for _, s in shares], axis=0) > 5e-4)
-    if not len(seen):
+def _types(sets: Sequence[SetResult], reference: Reference | None) -> str:
+    """The Wasserstein distances type by type, for those who want to know which bond is wrong."""
+    if reference is None or not reference.counts:
         return ""
-    categories = [_category(family, int(i)) for i in seen]
-    slanted = family == "functional_group"
-    if slanted:
-        order = np.argsort(-shares[0][1][seen], kind="stable")[:24]
-        seen, categories = seen[order], [categories[i] for i in order.tolist()]
-    return bars(title, categories, _series([(name, s[seen]) for name, s in shares]), slanted=slanted)
-
-
-def _curve_plot(name: str, family: str, rows: Sequence[tuple[str, Mapping[str, NDArray[np.int64] | Array]]], unit: str) -> str:
-    bins = BINS[family]
-    shares = [(who, _share(h.get(name), bins.n)) for who, h in rows]
-    together = np.cumsum(np.sum([s for _, s in shares], axis=0))
-    if family == "torsion":
-        low, high = 0, bins.n
-    else:
-        low, high = (int(np.searchsorted(together, q * together[-1])) for q in (0.002, 0.998))
-        margin = max(3, (high - low) // 10)
-        low, high = max(0, low - margin), min(bins.n, high + margin)
-    per_bin = max(1, (high - low) // N_CURVE_BINS)
-    high = low + (high - low) // per_bin * per_bin
-    x = bins.centres()[low:high].reshape(-1, per_bin).mean(1)
-    series = _series([(who, s[low:high].reshape(-1, per_bin).sum(1)) for who, s in shares])
-    return curves(name.split("/", 1)[1], x, series, unit)
-
-
-def _share(histogram: NDArray[np.int64] | Array | None, n: int) -> Array:
-    if histogram is None or not histogram.sum():
-        return np.zeros(n)
-    return np.asarray(histogram, dtype=np.float64) / float(histogram.sum())
-
-
-def _category(family: str, index: int) -> str:
-    from moldiff.chem.molecules import symbols
-
-    if family == "element":
-        return symbols([index])[0]
-    return NAMES[index] if family == "functional_group" else str(index)
+    out = []
+    for family, title, unit in (("bond_length", "bonds", "Å"), ("angle", "angles", "°"), ("torsion", "torsions", "°")):
+        tables = [by_type(s.values, reference.counts, family) for s in sets]
+        head = "".join(f"<th>{escape(s.name)}</th>" for s in sets)
+        rows = "".join(
+            f"<tr><th>{escape(label)}</th><td>{100 * share:.1f}%</td>"
+            + "".join(f"<td>{'–' if math.isnan(t[label][1]) else f'{t[label][1]:.4f}'}</td>" for t in tables)
+            + "</tr>"
+            for label, (share, _) in tables[0].items()
+            if share >= 0.001
+        )
+        if rows and any(not math.isnan(value) for t in tables for _, value in t.values()):
+            out.append(
+                f"<details><summary>Wasserstein distances of {title} by type ({unit})</summary><table><thead><tr><th>type</th>"
+                f"<th>share in the data</th>{head}</tr></thead><tbody>{rows}</tbody></table></details>"
+            )
+    return "".join(out)

@@ -1,0 +1,32 @@
+"""One sample as a report shows it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Card:
+    """A sample's picture (``svg``, or empty), three lines of text, whether it is ``good``, and what the 3D view shows of it.
+
+    ``model`` holds ``format`` and ``text`` for 3Dmol, for crystals also ``edges``: pairs of points (Å) of the cell's edges.
+    """
+
+    name: str
+    text: str
+    state: str
+    good: bool
+    svg: str = ""
+    model: dict[str, Any] = field(default_factory=dict)
+
+    def html(self, key: str) -> str:
+        """Write the card; ``key`` is the place of its model in the report's data."""
+        link = f' data-key="{escape(key, quote=True)}" tabindex="0"' if self.model else ""
+        picture = self.svg or '<div class="blank">nothing to draw</div>'
+        name, text, state = escape(self.name), escape(self.text), escape(self.state)
+        return (
+            f'<figure class="card {"good" if self.good else "bad"}"{link}>{picture}<figcaption><b title="{name}">{name}</b><br>'
+            f'<span title="{text}">{text}</span><br><i title="{state}">{state}</i></figcaption></figure>'
+        )
