@@ -43,16 +43,27 @@ class NetworkConfig(_Open):
 
 
 class DataConfig(_Strict):
-    """Which prepared data set to train on."""
+    """Which prepared data set to train on.
+
+    ``part`` takes a share of the training split, from and to fractions of one fixed random order ([0, 0.5] and [0.5, 1] are
+    halves that share nothing); ``skip_unknown`` leaves out systems that the model can't represent instead of refusing the data.
+    """
 
     name: str
     root: str | None = None
     split: str = "train"
     held_out: str = "val"
+    part: tuple[float, float] | None = None
+    skip_unknown: bool = False
 
 
 class TrainingConfig(_Strict):
-    """How to train. Either limit ends the run and drives the fall of the learning rate."""
+    """How to train. Either limit ends the run and drives the fall of the learning rate.
+
+    ``start_from`` names a model whose weights are the first ones. Then ``condition_lr`` multiplies the learning rate of the
+    weights that it lacks (new conditions), and ``pull`` draws its own weights back to where they began: each step moves them by
+    rate * pull of the way, as weight decay moves weights to zero.
+    """
 
     batch_size: int = Field(128, ge=1)
     bucket_width: int = Field(1, ge=1)
@@ -66,6 +77,9 @@ class TrainingConfig(_Strict):
     condition_dropout: float = Field(0.12, ge=0, le=1)  # of all conditions together: the null condition of guidance
     condition_dropout_each: float = Field(0.3, ge=0, le=1)  # of each on its own, in models of several
     time_power: float = Field(1.0, gt=0)  # above 1: more training at low noise, where geometry is decided
+    start_from: str | None = None
+    condition_lr: float = Field(1.0, gt=0)
+    pull: float = Field(0.0, ge=0)
     max_steps: int | None = Field(None, ge=1)
     max_minutes: float | None = Field(None, gt=0)
     seed: int = 0

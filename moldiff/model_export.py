@@ -101,7 +101,8 @@ def export_run(
     ``data`` is where the data set lies now (default: as the settings name it). Raises ``BadRequest`` for a folder without a
     state, ``DamagedFile`` for a damaged one.
     """
-    from moldiff.training.data import training_store
+    from moldiff.data.batches import size_histogram
+    from moldiff.training.data import training_columns, training_store
     from moldiff.training.state import read_state
 
     run = Path(run)
@@ -109,18 +110,23 @@ def export_run(
         raise BadRequest(f"{run} is no training run: it has no state.pt")
     config = load_config(run / "settings.yaml")
     store = training_store(config, data)
+    columns, _ = training_columns(config, store)
     state = read_state(run / "state.pt")
     given = {
+        **({"began as": Path(config.training.start_from).name} if config.training.start_from else {}),
         "trained": f"{state['elapsed'] / 60:.0f} minutes, {state['done']:,} steps, {state['seen']:,} systems seen",
         **(facts or {}),
     }
-    return export_model({**state["weights"], **state["ema"]}, config, store, out, given, reference=reference, storage=storage)
+    weights, sizes = {**state["weights"], **state["ema"]}, size_histogram(columns)
+    return export_model(weights, config, store, out, given, sizes=sizes, reference=reference, storage=storage)
 
 
 def portable(config: Config) -> Config:
     """The settings without the folders of the machine that trained."""
     data = config.data.model_copy(update={"root": None, "name": Path(config.data.name).name})
-    return config.model_copy(update={"data": data})
+    base = config.training.start_from
+    training = config.training.model_copy(update={"start_from": None if base is None else Path(base).name})
+    return config.model_copy(update={"data": data, "training": training})
 
 
 def reference_of(store: Store, config: Config) -> Reference | None:

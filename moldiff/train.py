@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from moldiff.config import Config, load_config
+from moldiff.config import Config, apply_overrides, load_config, parse_config
 from moldiff.errors import BadRequest
 from moldiff.model_store import ModelInfo
 
@@ -16,45 +16,51 @@ MAY_CHANGE = ("training", "sampling", "data")
 
 
 def train(
-    config: str | Path,
+    config: str | Path | None = None,
     overrides: Sequence[str] = (),
     out: str | Path | None = None,
     *,
     resume: bool = False,
     data: str | Path | None = None,
+    start_from: str | Path | None = None,
+    conditions: Sequence[str] = (),
     threads: int | None = None,
     **trainer_options: Any,
 ) -> ModelInfo | None:
     """Train from a settings file and export ``out/model``; returns it, or None when the run was asked to stop early.
 
     ``overrides`` are ``KEY.KEY=VALUE``; ``out`` is ``runs/NAME`` unless given; ``resume`` goes on exactly where the run in
-    ``out`` stopped; ``data`` replaces the data set of the settings; ``trainer_options`` are Lightning's (devices, num_nodes,
+    ``out`` stopped; ``data`` replaces the data set of the settings. ``start_from`` is a model, by name or folder, whose weights
+    are the first ones; without a settings file its own settings are used, as ``training.warm.FINE_TUNING`` changes them.
+    ``conditions`` are columns to learn beside those of the settings. ``trainer_options`` are Lightning's (devices, num_nodes,
     strategy, accelerator). Raises ``BadRequest`` for settings, data or folders that are wrong, before anything is computed.
     """
-    settings = load_config(config, overrides)
-    from moldiff.data.location import find_data
+    settings, base = _settings(config, overrides, data, start_from, conditions)
     from moldiff.data.store import Store
     from moldiff.training.conditions import with_condition_stats
-    from moldiff.training.data import locate_data
+    from moldiff.training.data import locate_data, training_columns
 
-    if data is not None:
-        folder = find_data(data).resolve()
-        chosen = settings.data.model_copy(update={"name": folder.name, "root": str(folder.parent)})
-        settings = settings.model_copy(update={"data": chosen})
     settings = locate_data(settings, config)
     store = Store(Path(str(settings.data.root)) / settings.data.name, settings.data.split)
     if store.kind != settings.kind:
         raise BadRequest(f"{settings.name} learns {settings.kind}s, but {store.folder} holds {store.kind}s")
-    largest = int(store.sizes.max())
-    if largest > settings.max_atoms:
-        raise BadRequest(f"{store.folder} holds systems of {largest} atoms, max_atoms is {settings.max_atoms}")
+    columns, left_out = training_columns(settings, store)
     folder = Path(out) if out is not None else Path("runs") / settings.name
-    columns = {name: store.tensor(name) for name in store.names}
     if resume and (folder / "settings.yaml").is_file():  # the network was trained on values standardised by these
         settings = settings.model_copy(update={"condition_stats": load_config(folder / "settings.yaml").condition_stats})
+    for name in sorted(settings.condition_stats.keys() - set(store.properties)):
+        print(f"{store.folder} has no column {name!r}: that condition of {settings.name} is not trained further", flush=True)
     settings = with_condition_stats(settings, columns, store.meta.get("properties", {}))
+    first: dict[str, Any] = {}
+    if base is not None:
+        from moldiff.training.warm import new_weights, warm_weights
+
+        weights = warm_weights(settings, base.config, base.denoiser().state_dict())
+        first = {"start_from": weights, "new": new_weights(settings, base.config, list(weights))}
     if is_first_process():  # the others start when the first has begun to write
         _check_folder(folder, settings, resume)
+    for reason, count in left_out.items():
+        print(f"left out: {count:,} systems with {reason}", flush=True)
 
     import torch
 
@@ -64,11 +70,11 @@ def train(
         if threads < 1:
             raise BadRequest(f"threads must be at least 1, found {threads}")
         torch.set_num_threads(threads)
-    result = fit(settings, columns, folder, resume=resume, **_trainer(trainer_options))
+    result = fit(settings, columns, folder, resume=resume, **first, **_trainer(trainer_options))
     if not result.main_process:
         return None
     if not result.complete:
-        print(f"stopped after {result.steps:,} steps; go on with: moldiff train {config} --resume", flush=True)
+        print(f"stopped after {result.steps:,} steps; go on with the same command and --resume", flush=True)
         return None
     from moldiff.model_export import export_run
 
@@ -76,6 +82,51 @@ def train(
     info = export_run(folder, folder / "model")
     print(f"wrote {info.folder}; use it with: moldiff generate --model {info.folder} -n 100 --out candidates", flush=True)
     return info
+
+
+def _settings(
+    config: str | Path | None,
+    overrides: Sequence[str],
+    data: str | Path | None,
+    start_from: str | Path | None,
+    conditions: Sequence[str],
+) -> tuple[Config, ModelInfo | None]:
+    """The settings of a run, and the model from which it begins where there is one."""
+    from moldiff.data.location import find_data
+    from moldiff.model_store import model_info
+    from moldiff.training.warm import fine_tuning_config, inherit_conditions
+
+    if config is None:
+        if start_from is None:
+            raise BadRequest("moldiff train needs a settings file, or a model to begin with: --from MODEL --data NAME")
+        if data is None:
+            raise BadRequest(f"training {start_from} further needs data: --data NAME (make it with: moldiff data prepare)")
+        base = model_info(start_from)
+        made = fine_tuning_config(base.config, _model_name(base, start_from), find_data(data).resolve().name, conditions)
+        settings = parse_config(apply_overrides(made.model_dump(mode="json"), overrides), "the settings")
+    else:
+        settings = load_config(config, overrides)
+        more = [c for c in dict.fromkeys(conditions) if c not in settings.conditions]
+        settings = settings.model_copy(update={"conditions": [*settings.conditions, *more]})
+        chosen = start_from if start_from is not None else settings.training.start_from
+        if chosen is None:
+            if settings.training.pull or settings.training.condition_lr != 1:
+                raise BadRequest("training.pull and training.condition_lr need a model to begin with: --from MODEL")
+            base = None
+        else:
+            base = model_info(chosen)
+            training = settings.training.model_copy(update={"start_from": _model_name(base, chosen)})
+            settings = settings.model_copy(update={"training": training})
+    if data is not None:
+        folder = find_data(data).resolve()
+        place = settings.data.model_copy(update={"name": folder.name, "root": str(folder.parent)})
+        settings = settings.model_copy(update={"data": place})
+    return (settings if base is None else inherit_conditions(settings, base.config)), base
+
+
+def _model_name(info: ModelInfo, given: str | Path) -> str:
+    """What the settings say of the model that training begins with: a name of the package, or a folder."""
+    return info.name if str(given) == info.name else str(Path(given).resolve())
 
 
 def is_first_process() -> bool:

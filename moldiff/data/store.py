@@ -64,6 +64,21 @@ def pack(systems: Sequence[Mapping[str, Any]]) -> Columns:
     return columns
 
 
+def select(columns: Mapping[str, Tensor], index: Tensor) -> dict[str, Tensor]:
+    """The columns of some systems of a split (``index`` int64, in this order), atoms and bonds with them."""
+    out: dict[str, Tensor] = {}
+    rows = {"system": index}
+    for scope, counts in (("atom", "n_atoms"), ("bond", "n_bonds")):
+        if counts in columns:
+            n = columns[counts].long()
+            start, own = (n.cumsum(0) - n)[index], n[index]
+            within = torch.arange(int(own.sum())) - torch.repeat_interleave(own.cumsum(0) - own, own)
+            rows[scope] = torch.repeat_interleave(start, own) + within
+    for name, value in columns.items():
+        out[name] = value[rows[LAYOUT[name][0] if name in LAYOUT else "system"]]
+    return out
+
+
 def write_store(folder: str | Path, splits: Mapping[str, Columns], meta: Mapping[str, Any]) -> Path:
     """Write a data set, each file through a temporary one beside it and ``os.replace``, ``meta.json`` last.
 

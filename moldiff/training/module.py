@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import lightning
 import torch
@@ -31,6 +33,8 @@ class TrainOptions:
     condition_dropout: float = 0.12
     condition_dropout_each: float = 0.3
     time_power: float = 1.0
+    condition_lr: float = 1.0
+    pull: float = 0.0
     max_steps: int | None = None
     max_minutes: float | None = None
     seed: int = 0
@@ -60,11 +64,15 @@ class DiffusionModule(lightning.LightningModule):
     """Draw a time, noise a batch, denoise it (half of the time with self-conditioning), descend.
 
     ``done`` counts optimiser steps over all resumes, ``elapsed`` seconds likewise. All randomness of a step comes from
-    (seed, step, rank), so nothing but the counter is needed to resume exactly.
+    (seed, step, rank), so nothing but the counter is needed to resume exactly. ``origin`` holds, by name, the weights that the
+    parameters had in the model from which training began, those of new conditions missing (``options.pull``, ``condition_lr``).
     """
 
-    def __init__(self, denoiser: NetworkDenoiser, batches: BucketBatches, options: TrainOptions) -> None:
+    def __init__(
+        self, denoiser: NetworkDenoiser, batches: BucketBatches, options: TrainOptions, origin: Mapping[str, Tensor] | None = None
+    ) -> None:
         super().__init__()
+        self.origin = origin
         self.denoiser, self.batches, self.options = denoiser, batches, options
         self.ema = EMA(denoiser, options.ema)
         self.done, self.elapsed, self.seen = 0, 0.0, 0
@@ -108,7 +116,7 @@ class DiffusionModule(lightning.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         rate = learning_rate(self.done, self.progress, self.options)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("factor", 1.0)
         norm = torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), self.options.clip)
         self.recent["grad_norm"], self.recent["lr"] = float(norm), rate
         if not math.isfinite(self.recent["grad_norm"]):
@@ -116,13 +124,30 @@ class DiffusionModule(lightning.LightningModule):
 
     def on_train_batch_end(self, outputs: object, batch: object, batch_idx: int) -> None:
         self.done += 1
+        if self.origin is not None and self.options.pull > 0:
+            self._pull_back(min(1.0, self.recent["lr"] * self.options.pull))
         self.ema.update(self.denoiser, self.done)
+
+    @torch.no_grad()
+    def _pull_back(self, share: float) -> None:
+        """Move every parameter that the origin knows by a share of the way back to it."""
+        assert self.origin is not None
+        for name, p in self.denoiser.named_parameters():
+            if name in self.origin:
+                p.lerp_(self.origin[name].to(p.device), share)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         o = self.options
-        decayed = [p for p in self.denoiser.parameters() if p.dim() >= 2]
-        plain = [p for p in self.denoiser.parameters() if p.dim() < 2]
-        groups = [{"params": decayed, "weight_decay": o.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        own = {k: p for k, p in self.denoiser.named_parameters() if self.origin is None or k in self.origin}
+        new = [p for k, p in self.denoiser.named_parameters() if k not in own]
+        decayed = [p for p in own.values() if p.dim() >= 2]
+        plain = [p for p in own.values() if p.dim() < 2]
+        groups: list[dict[str, Any]] = [
+            {"params": decayed, "weight_decay": o.weight_decay},
+            {"params": plain, "weight_decay": 0.0},
+        ]
+        if new:
+            groups.append({"params": new, "weight_decay": o.weight_decay, "factor": o.condition_lr})
         return torch.optim.AdamW(groups, lr=o.lr, betas=(0.9, 0.98), fused=True)
 
     def train_dataloader(self) -> DataLoader[int]:

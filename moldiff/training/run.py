@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,13 +101,14 @@ def fit(
     out: Path,
     resume: bool = False,
     start_from: Mapping[str, Tensor] | None = None,
+    new: Sequence[str] = (),
     **trainer_options: Any,
 ) -> FitResult:
     """Train on a store's columns.
 
     ``out`` receives ``state.pt``, ``settings.yaml``, ``curve.csv``, ``curve.png`` and ``samples.csv``. ``resume`` continues
-    from ``out/state.pt`` exactly; ``start_from`` gives first weights (fine-tuning). ``trainer_options`` go to Lightning's
-    Trainer (devices, num_nodes, strategy, accelerator ...).
+    from ``out/state.pt`` exactly; ``start_from`` gives first weights (fine-tuning), of which ``new`` were not trained before.
+    ``trainer_options`` go to Lightning's Trainer (devices, num_nodes, strategy, accelerator ...).
     """
     warnings.filterwarnings("ignore", module="lightning")
     import lightning
@@ -132,6 +133,7 @@ def fit(
     denoiser = build_denoiser(config)
     if start_from is not None:
         denoiser.load_state_dict(dict(start_from))
+    origin = None if start_from is None else {k: v for k, v in start_from.items() if k not in set(new)}
     rank, world = int(os.environ.get("LOCAL_RANK", 0)), 1
     options = TrainOptions(**{k: getattr(t, k) for k in TrainOptions.__dataclass_fields__})
     fields = [*config.fields, *config.given]
@@ -146,7 +148,7 @@ def fit(
         fields,
         t.bucket_width,
     )
-    module = DiffusionModule(denoiser, batches, options)
+    module = DiffusionModule(denoiser, batches, options, origin)
     state = read_state(out / "state.pt") if resume else None
     if state is not None:
         restore(module, state)
