@@ -33,7 +33,7 @@ def _root(context: typer.Context, version: Annotated[bool, typer.Option("--versi
 
 @app.command()
 def generate(
-    out: Annotated[Path, typer.Option(help="Folder for samples.sdf, samples.csv, metrics.json and run.yaml.")],
+    out: Annotated[Path, typer.Option(help="Folder for samples (.sdf, .extxyz, CIFs), samples.csv and metrics.json.")],
     n: Annotated[int, typer.Option("-n", "--n", help="Number of samples.")] = 100,
     model: Annotated[str, typer.Option(help="Name of a shipped model, or a model folder.")] = "qm9",
     seed: Annotated[int, typer.Option(help="Sample i of a seed is always the same.")] = 0,
@@ -56,6 +56,9 @@ def generate(
     keep_smarts: Annotated[str | None, typer.Option(help="Keep the atoms that match.")] = None,
     grow: Annotated[str | None, typer.Option(help="Atoms more than the structure has: N or MIN-MAX.")] = None,
     resamplings: Annotated[int | None, typer.Option(help="Make every step so often (RePaint), at equal calls.")] = None,
+    relax: Annotated[str, typer.Option(help="Crystals: relax each cluster by chgnet, mace, emt or an import name.")] = "",
+    time_limit: Annotated[float, typer.Option(help="Seconds that one relaxation may take.")] = 120.0,
+    clusters: Annotated[bool, typer.Option(help="Crystals: find samples that are the same.")] = True,
     batch_size: Annotated[str, typer.Option(help="Samples in hand at once; the samples do not depend on it.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
@@ -81,10 +84,12 @@ def generate(
     check_batch_size(batch_size, place)
     from moldiff import generate as runs
 
-    folder = runs.open_run(out, request, place.type, resume, model)
+    extras = runs.Extras(relax, time_limit, clusters)
+    extras.check(info.config.kind)
+    folder = runs.open_run(out, request, place.type, resume, model, extras)
     from rich.console import Console
 
-    from moldiff.terminal import progress_bar, run_table
+    from moldiff.terminal import progress_bar, run_table, stage_bars
 
     console = Console(stderr=True)
     for sentence in request.cautions(info):
@@ -96,8 +101,8 @@ def generate(
 
         with console.status(f"loading {info.name}"):
             generator = Generator(info, info.denoiser(), place)
-        with progress_bar(console, f"{info.name}, {request.steps} calls", request.n) as tell:
-            result = runs.run(generator, request, folder, batch_size, tell, console.print)
+        with progress_bar(console, f"{info.name}, {request.steps} calls", request.n) as tell, stage_bars() as stage:
+            result = runs.run(generator, request, folder, batch_size, tell, console.print, stage, extras)
     Console().print(run_table(result, info.name))
 
 
