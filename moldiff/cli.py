@@ -89,7 +89,7 @@ def generate(
     folder = runs.open_run(out, request, place.type, resume, model, extras)
     from rich.console import Console
 
-    from moldiff.terminal import progress_bar, run_table, stage_bars
+    from moldiff.terminal import progress_bars, run_table
 
     console = Console(stderr=True)
     for sentence in request.cautions(info):
@@ -101,7 +101,7 @@ def generate(
 
         with console.status(f"loading {info.name}"):
             generator = Generator(info, info.denoiser(), place)
-        with progress_bar(console, f"{info.name}, {request.steps} calls", request.n) as tell, stage_bars() as stage:
+        with progress_bars(console, f"{info.name}, {request.steps} calls", request.n) as (tell, stage):
             result = runs.run(generator, request, folder, batch_size, tell, console.print, stage, extras)
     Console().print(run_table(result, info.name))
 
