@@ -76,10 +76,14 @@ def train(
     if not result.complete:
         print(f"stopped after {result.steps:,} steps; go on with the same command and --resume", flush=True)
         return None
+    from moldiff.data.batches import size_histogram
     from moldiff.model_export import export_run
 
     print("exporting the model", flush=True)
-    info = export_run(folder, folder / "model")
+    reference = None
+    if base is not None and base.config.data.name == settings.data.name and base.sizes == size_histogram(columns):
+        reference = base.reference()  # the same data: what takes minutes to compute is there
+    info = export_run(folder, folder / "model", reference=reference)
     print(f"wrote {info.folder}; use it with: moldiff generate --model {info.folder} -n 100 --out candidates", flush=True)
     return info
 
