@@ -1,0 +1,1 @@
+"""Specifications of properties: conditions, gradient guidance, rewards."""

@@ -1,0 +1,163 @@
+"""Conditions: properties that a model was trained to be told, asked for by value or by range."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from zlib import crc32
+
+import torch
+
+from moldiff.control import Place, Spec
+from moldiff.core.rng import stream_seed
+from moldiff.errors import BadRequest, unknown
+from moldiff.sampling.control import Control
+from moldiff.sampling.guidance import Conditioned
+
+if TYPE_CHECKING:
+    from moldiff.config import ConditionStats
+    from moldiff.model_store import ModelInfo
+
+#: A name of a property with a number, or with a least and a greatest one.
+Asked = tuple[str, float, float]
+
+
+@dataclass(frozen=True)
+class Conditions(Spec):
+    """Properties asked for: (name, least, greatest) each, the two alike for one value; ``guidance`` is the scale.
+
+    Of a range every sample draws its value by its own stream, of a class a whole number. Conditions of the model that are not
+    named are left out. The values asked for come with each sample as ``asked_NAME``.
+    """
+
+    values: tuple[Asked, ...]
+    guidance: float = 1.0
+    name = "conditions"
+
+    def settings(self) -> dict[str, Any]:
+        asked = {name: low if low == high else f"{low!r}..{high!r}" for name, low, high in self.values}
+        return {"values": asked, "guidance": self.guidance}
+
+    def check(self, info: ModelInfo) -> None:
+        known = info.config.conditions
+        if not known:
+            raise BadRequest(f"{info.name} was trained without conditions: no property can be asked of it; a target steers it")
+        for name, low, high in self.values:
+            if name not in known:
+                raise unknown("condition", name, known)
+            n_classes = info.config.condition_classes.get(name, 0)
+            wrong = [v for v in (low, high) if v != round(v) or not 0 <= v < n_classes]
+            if n_classes and wrong:
+                raise BadRequest(f"{name} is a class, a whole number from 0 to {n_classes - 1}, found {wrong[0]:g}")
+            if not n_classes and name not in info.config.condition_stats:
+                raise BadRequest(f"{info.name} does not say how {name!r} was standardised: its {name!r} can't be asked for")
+
+    def cautions(self, info: ModelInfo) -> list[str]:
+        found = []
+        for name, low, high in self.values:
+            stats = info.config.condition_stats.get(name)
+            if name in info.config.condition_classes:
+                continue
+            if stats is not None and (low < stats.low or high > stats.high):
+                asked = f"{low:g}" if low == high else f"{low:g}..{high:g}"
+                found.append(f"{name} = {asked} lies outside what {info.name} was trained on: {described(stats)}")
+        return found
+
+    def asked(self, info: ModelInfo, seed: int, index: int) -> dict[str, float]:
+        """The values of one sample, in the properties' units: draws by seed, sample and name alone."""
+        row = {}
+        for name, low, high in self.values:
+            share = stream_seed(stream_seed(seed, index), crc32(name.encode())) / 2**63
+            if name in info.config.condition_classes:
+                row[name] = min(low + math.floor(share * (high - low + 1)), high)
+            else:
+                row[name] = low + share * (high - low)
+        return row
+
+    def control(self, place: Place) -> Control:
+        config = place.info.config
+        rows = [self.asked(place.info, place.seed, index) for index in place.indices]
+        table = torch.full((len(rows), len(config.conditions)), torch.nan, dtype=torch.float64)
+        for k, row in enumerate(rows):
+            for name, value in row.items():
+                stats = config.condition_stats.get(name)
+                table[k, config.conditions.index(name)] = value if stats is None else stats.standardise(value)
+        return _Told(rows, table.float(), self.guidance, place.device.type != "cpu")
+
+
+class _Told(Conditioned):
+    """Conditions that say of each row what was asked."""
+
+    def __init__(self, rows: Sequence[Mapping[str, float]], table: torch.Tensor, scale: float, together: bool) -> None:
+        super().__init__(table, scale, together)
+        self.rows = rows
+
+    def facts(self, row: int) -> Mapping[str, Any]:
+        return {f"asked_{name}": float(f"{value:.7g}") for name, value in self.rows[row].items()}
+
+
+def described(stats: ConditionStats) -> str:
+    """The range of a property that was seen in training, in words."""
+    unit = f" {stats.unit}" if stats.unit else ""
+    return f"98 % of it lay in {stats.low:.4g}..{stats.high:.4g}{unit}, all in {stats.least:.4g}..{stats.greatest:.4g}{unit}"
+
+
+def conditions_from(
+    asked: Mapping[str, Any] | Sequence[str] | None, guidance: float | None = None
+) -> Conditions | None:
+    """Read conditions: ``{"gap": 9.0, "dipole": (1, 2)}`` or ``["gap=9.0", "dipole=1..2"]``; NaN or None leaves one out.
+
+    Raises ``BadRequest`` for what can't be read, and for a guidance without a condition.
+    """
+    if not asked:
+        if guidance is not None:
+            raise BadRequest("guidance needs a condition to follow: --condition NAME=VALUE")
+        return None
+    pairs = list(asked.items()) if isinstance(asked, Mapping) else [_split(item) for item in asked]
+    values: list[Asked] = []
+    for name, value in pairs:
+        if name in [one[0] for one in values]:
+            raise BadRequest(f"condition {name!r} is given twice")
+        low, high = _range(name, value)
+        if not math.isnan(low):
+            values.append((name, low, high))
+    scale = 1.0 if guidance is None else _number("guidance", guidance)
+    if not (math.isfinite(scale) and scale >= 0):
+        raise BadRequest(f"guidance must be a finite number of at least 0, found {guidance}")
+    return Conditions(tuple(values), scale)
+
+
+def _split(item: str) -> tuple[str, str]:
+    name, equals, text = item.partition("=")
+    if not (name.strip() and equals and text.strip()):
+        raise BadRequest(f"a condition is NAME=VALUE or NAME=LEAST..GREATEST, found {item!r}")
+    return name.strip(), text.strip()
+
+
+def _range(name: str, value: Any) -> tuple[float, float]:
+    """Least and greatest of a value, a text or a pair; NaN twice for what is left out."""
+    if value is None or (isinstance(value, str) and value.strip().lower() in ("nan", "none")):
+        return math.nan, math.nan
+    parts: Any = value.split("..") if isinstance(value, str) else value
+    parts = list(parts) if isinstance(parts, (list, tuple)) else [parts]
+    if len(parts) not in (1, 2):
+        raise BadRequest(f"condition {name!r} takes a number or a range such as 8..10, found {value!r}")
+    low, high = (_number(f"condition {name!r}", part) for part in (parts[0], parts[-1]))
+    if len(parts) == 1 and math.isnan(low):
+        return low, high
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise BadRequest(f"condition {name!r} must be a finite number, found {value!r}")
+    if low > high:
+        raise BadRequest(f"condition {name!r}: the range {low:g}..{high:g} is empty, its least value comes first")
+    return low, high
+
+
+def _number(what: str, value: Any) -> float:
+    if not isinstance(value, bool):
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            pass
+    raise BadRequest(f"{what} must be a number, found {value!r}")

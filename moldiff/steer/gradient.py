@@ -1,0 +1,109 @@
+"""Gradient guidance as a specification."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from moldiff.control import Place, Spec
+from moldiff.core.batch import AtomBatch
+from moldiff.diffusion.joint import Diffusion
+from moldiff.errors import BadRequest, unknown
+from moldiff.sampling.control import Control
+from moldiff.sampling.gradient_guidance import WAYS, CleanAtoms, Gradient, GuidanceFunction
+from moldiff.steer.rewards import imported
+
+#: Guidance functions by name, made when first used: ``register_guidance`` adds one.
+_NAMED: dict[str, Callable[[], GuidanceFunction]] = {}
+
+
+def register_guidance(name: str, make: Callable[[], GuidanceFunction]) -> None:
+    """Make a guidance function known by a name without a colon; ``make`` loads what it needs."""
+    _NAMED[name] = make
+
+
+@dataclass(frozen=True)
+class Guide(Spec):
+    """Samples are drawn up the gradient of a function of the clean prediction (see ``sampling.gradient_guidance``)."""
+
+    function: str | Callable[[CleanAtoms], Tensor]
+    scale: float = 1.0
+    way: str = "clean"
+    clip: float = 2.0
+    name = "guidance_function"
+    needs_gradients = True
+    _shared: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def settings(self) -> dict[str, Any]:
+        f = self.function
+        text = f if isinstance(f, str) else f"{getattr(f, '__module__', '?')}:{getattr(f, '__qualname__', type(f).__name__)}"
+        return {"function": text, "scale": self.scale, "way": self.way, "clip": self.clip}
+
+    def loaded(self) -> GuidanceFunction:
+        """The function itself; raises ``BadRequest`` for a name that leads nowhere."""
+        if "function" not in self._shared:
+            found = self.function
+            if isinstance(found, str):
+                found = imported(found) if ":" in found else _NAMED[found]()
+            self._shared.setdefault("function", found)
+            self._shared.setdefault("lock", threading.Lock())
+        function: GuidanceFunction = self._shared["function"]
+        return function
+
+    def notices(self) -> list[str]:
+        asked, dropped = self._shared.pop("asked", 0), self._shared.pop("dropped", 0)
+        if not dropped:
+            return []
+        return [f"guidance had no finite gradient in {dropped:,} of {asked:,} predictions, which were left as they were"]
+
+    def control(self, place: Place) -> Control:
+        return _Counted(self, place)
+
+
+class _Counted(Gradient):
+    """Gradient guidance that tells its specification how many gradients were none."""
+
+    def __init__(self, spec: Guide, place: Place) -> None:
+        super().__init__(place.vocabulary, spec.loaded(), spec.scale, spec.way, spec.clip)
+        self.shared = spec._shared
+
+    def finish(self, x0: AtomBatch, diffusion: Diffusion) -> AtomBatch:
+        if self.guided is not None:
+            with self.shared["lock"]:
+                self.shared["asked"] = self.shared.get("asked", 0) + self.guided.n_asked
+                self.shared["dropped"] = self.shared.get("dropped", 0) + self.guided.n_dropped
+        return x0
+
+
+def guide_from(
+    function: str | Callable[[CleanAtoms], Tensor] | None,
+    scale: float | None = None,
+    way: str | None = None,
+    clip: float | None = None,
+) -> Guide | None:
+    """Read gradient guidance: a function, ``module:function`` or a registered name; raises ``BadRequest``."""
+    if function is None:
+        if scale is not None or way is not None or clip is not None:
+            raise BadRequest("a scale of gradient guidance needs a function: --guidance-function MODULE:FUNCTION")
+        return None
+    if isinstance(function, str):
+        if ":" in function:
+            imported(function)
+        elif function not in _NAMED:
+            raise unknown("guidance function", function, [*_NAMED, "module:function"])
+    elif not callable(function):
+        raise BadRequest(f"a guidance function is a function or a name, found {function!r}")
+    numbers = {"guidance scale": 1.0 if scale is None else scale, "guidance clip": 2.0 if clip is None else clip}
+    for what, number in numbers.items():
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or math.isnan(number) or number <= 0:
+            raise BadRequest(f"{what} must be a positive number, found {number!r}")
+    if not math.isfinite(numbers["guidance scale"]):
+        raise BadRequest("guidance scale must be finite")
+    if way is not None and way not in WAYS:
+        raise unknown("way of gradient guidance", way, WAYS)
+    return Guide(function, float(numbers["guidance scale"]), way or "clean", float(numbers["guidance clip"]))
