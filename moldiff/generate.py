@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import os
@@ -22,19 +23,55 @@ from moldiff.journal import JOURNAL, JournaledFiles, failed_write
 from moldiff.request import Request
 
 if TYPE_CHECKING:
-    from moldiff.evaluation.molecules.basic import Verdict
     from moldiff.evaluation.reference import Reference
     from moldiff.generator import Generator
+    from moldiff.output import Output, Stage
 
-SDF, CSV, METRICS, RUN, TIMING = "samples.sdf", "samples.csv", "metrics.json", "run.yaml", "timing.json"
-_PART = re.compile(r"\.(run\.yaml|metrics\.json|timing\.json)\..+")
+METRICS, RUN, TIMING = "metrics.json", "run.yaml", "timing.json"
+#: The file from which each kind of samples is evaluated again.
+SAMPLES = {"molecule": "samples.sdf", "crystal": "samples.extxyz"}
+_PART = re.compile(r"\.(run\.yaml|metrics\.json|timing\.json|ranked\.csv)\..+")
 #: Packages whose versions can change what a sample is.
-PACKAGES = ("torch", "numpy", "rdkit", "e3nn")
+PACKAGES = ("torch", "numpy", "rdkit", "e3nn", "pymatgen", "spglib")
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What is done with crystals beside drawing them.
+
+    ``relax`` names a calculator that relaxes the first sample of each cluster, each within ``time_limit`` seconds; ``clusters``
+    compares the samples with each other.
+    """
+
+    relax: str = ""
+    time_limit: float = 120.0
+    clusters: bool = True
+
+    def check(self, kind: str) -> None:
+        """Raise, before anything is drawn, for a calculator that is none (``BadRequest``) or is not installed."""
+        if kind != "crystal":
+            if self.relax or not self.clusters:
+                raise BadRequest("--relax and --no-clusters are for crystals; molecules are relaxed by moldiff evaluate --relax")
+            return
+        if self.time_limit <= 0:
+            raise BadRequest(f"the time limit must be above 0 seconds, found {self.time_limit:g}")
+        if self.relax:
+            from moldiff.evaluation.crystals.relax import find_calculator
+
+            find_calculator(self.relax)
+
+    def settings(self) -> dict[str, Any]:
+        """Plain values for run.yaml; none where nothing is asked for."""
+        found: dict[str, Any] = {"relax": self.relax, "time_limit": self.time_limit} if self.relax else {}
+        return found if self.clusters else {**found, "clusters": False}
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a finished run holds: its folder, the number of samples, the rates, the real-data row, and seconds spent."""
+    """What a finished run holds: its folder, the number of samples, the rates, the real-data row, and seconds spent.
+
+    ``drawing`` are the seconds of drawing and judging alone; ``ranked`` the clusters of crystals in their order.
+    """
 
     folder: Path
     n: int
@@ -43,10 +80,12 @@ class RunResult:
     failures: Mapping[str, int]
     seconds: float
     drawn: int
+    drawing: float = 0.0
+    ranked: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def real(self) -> dict[str, float]:
-        """The metrics of held-out real molecules; empty where the model's reference has none."""
+        """The metrics of held-out real systems; empty where the model's reference has none."""
         rates = {}
         for name, value in self.data_row.get("metrics", {}).items():
             number = value.get("value") if isinstance(value, Mapping) else value
@@ -55,7 +94,9 @@ class RunResult:
         return rates
 
 
-def open_run(out: str | Path, request: Request, device: str, resume: bool, model: str = "") -> Path:
+def open_run(
+    out: str | Path, request: Request, device: str, resume: bool, model: str = "", extras: Extras | None = None
+) -> Path:
     """Make the output folder ready before anything heavy: returns it, with run.yaml in it.
 
     ``device`` is the kind of device, ``model`` what the user called the model (a name or a folder). Raises ``BadRequest`` for a
@@ -69,16 +110,16 @@ def open_run(out: str | Path, request: Request, device: str, resume: bool, model
         left.remove(name)
         if resume:
             (out / name).unlink(missing_ok=True)
-    asked = {**request.settings(), "device": device}
+    asked = {**request.settings(), "device": device, **(extras.settings() if extras is not None else {})}
     if left and not resume:
         raise BadRequest(f"{out} is not empty; choose another folder or go on with --resume")
     if left and RUN not in left:
         raise BadRequest(f"nothing to resume in {out}: it has no {RUN}")
     if left:
         before = read_run(out)["settings"]
-        other = [key for key in asked if before.get(key) != asked[key]]
+        other = [key for key in {**asked, **before} if before.get(key) != asked.get(key)]
         if other:
-            was, now = before.get(other[0]), asked[other[0]]
+            was, now = before.get(other[0]), asked.get(other[0])
             raise BadRequest(f"{out} was made with {other[0]} = {was!r}, now {now!r}: resume with the same settings")
         if not os.access(out, os.W_OK):
             raise BadRequest(f"can't write to {out}: permission denied")
@@ -117,75 +158,44 @@ def run(
     batch_size: int | str = "auto",
     progress: Callable[[float, int], None] | None = None,
     notice: Callable[[str], None] | None = None,
+    stage: Stage | None = None,
+    extras: Extras | None = None,
 ) -> RunResult:
     """Draw what is missing in a folder that ``open_run`` made ready, write it, and finish with the metrics.
 
-    ``progress(samples done, n)`` also counts samples of earlier tries. Raises ``MoldiffError`` when the disk is full; all batches
-    that were written stay.
+    ``progress(samples done, n)`` also counts samples of earlier tries; ``stage`` is told of what comes after drawing. Raises
+    ``MoldiffError`` when the disk is full; all batches that were written stay.
     """
-    from moldiff.evaluation.molecules.basic import failures, rates
-    from moldiff.sample_files import read_verdicts
-
     began = time.monotonic()
     reference = generator.info.reference()
-    with JournaledFiles(out, (SDF, CSV)) as files:
+    output = make_output(generator.info.config.kind, reference, extras)
+    with JournaledFiles(out, output.files) as files:
         already = files.count
-        verdicts: list[Verdict] = []
-        if already:
-            verdicts = read_verdicts((out / CSV).read_text(encoding="utf-8"))
-        if len(verdicts) != already:
-            raise DamagedFile(f"{out / CSV} holds {len(verdicts)} samples, its journal {already}; start in another folder")
-        seen = {v.smiles for v in verdicts if v.valid}
-        _draw(generator, request, files, verdicts, seen, reference, batch_size, progress, notice)
+        output.restore(out, already)
+        tell = None if progress is None else lambda done, _: progress(already + done, request.n)
+        for part in generator.stream(request, batch_size, already, tell, request.n, notice):
+            files.append(output.texts(out, part), len(part))
+        drawn = time.monotonic() - began
+        output.finish(out, stage)
         seconds = time.monotonic() - began
         result = RunResult(
-            out, request.n, rates(verdicts), {} if reference is None else reference.data_row, failures(verdicts), seconds,
-            request.n - already,
+            out, request.n, output.metrics(), {} if reference is None else reference.data_row, output.failures(), seconds,
+            request.n - already, drawn, tuple(getattr(output, "ranked", ())),
         )  # fmt: skip
         _finish(result)
     return result
 
 
-def _draw(
-    generator: Generator,
-    request: Request,
-    files: JournaledFiles,
-    verdicts: list[Verdict],
-    seen: set[str],
-    reference: Reference | None,
-    batch_size: int | str,
-    progress: Callable[[float, int], None] | None,
-    notice: Callable[[str], None] | None,
-) -> None:
-    from moldiff.evaluation.molecules.basic import evaluate_basic
-    from moldiff.sample_files import csv_header, csv_lines, sdf_record
+def make_output(kind: str, reference: Reference | None, extras: Extras | None = None) -> Output:
+    """What judges and writes the samples of a model of this kind."""
+    if kind == "crystal":
+        from moldiff.crystal_output import CrystalOutput
 
-    start = files.count
-    tell = None if progress is None else lambda done, _: progress(start + done, request.n)
-    for part in generator.stream(request, batch_size, start, tell, request.n, notice):
-        # In this process: judging takes a fiftieth of the time of drawing, starting processes takes longer.
-        found = evaluate_basic([s.entry() for s in part], reference, n_processes=1).verdicts
-        found = mark_seen(found, seen)
-        header = csv_header() if files.count == 0 else ""
-        texts = {
-            SDF: "".join(sdf_record(s, v) for s, v in zip(part, found, strict=True)),
-            CSV: header + csv_lines(part, found),
-        }
-        files.append(texts, len(part))
-        verdicts += found
+        extras = Extras() if extras is None else extras
+        return CrystalOutput(reference, extras.relax, extras.time_limit, extras.clusters)
+    from moldiff.output import MoleculeOutput
 
-
-def mark_seen(verdicts: list[Verdict], seen: set[str]) -> list[Verdict]:
-    """Correct ``unique`` for molecules of earlier batches, and add the new ones to ``seen``."""
-    from dataclasses import replace
-
-    marked = []
-    for verdict in verdicts:
-        unique = verdict.valid and verdict.smiles not in seen
-        if verdict.valid:
-            seen.add(verdict.smiles)
-        marked.append(replace(verdict, unique=unique))
-    return marked
+    return MoleculeOutput(reference)
 
 
 def _finish(result: RunResult) -> None:
@@ -205,16 +215,22 @@ def _finish(result: RunResult) -> None:
     timing = {
         "seconds": round(result.seconds, 3),
         "samples_drawn": result.drawn,
-        "samples_per_second": round(result.drawn / max(result.seconds, 1e-9), 4),
+        "seconds_of_drawing": round(result.drawing, 3),
+        "samples_per_second": round(result.drawn / max(result.drawing, 1e-9), 4),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "machine": platform.machine(),
     }
     try:
         write_atomically(result.folder / TIMING, (json.dumps(timing, indent=1) + "\n").encode())
         write_atomically(result.folder / METRICS, (json.dumps(metrics, indent=1) + "\n").encode())
-        (result.folder / JOURNAL).unlink(missing_ok=True)
+        _drop_journals(result.folder)
     except OSError as error:
         raise failed_write(result.folder, error) from None
+
+
+def _drop_journals(out: Path) -> None:
+    for folder in (out, out / "relaxed"):
+        (folder / JOURNAL).unlink(missing_ok=True)
 
 
 def read_result(out: Path) -> RunResult:
@@ -222,13 +238,23 @@ def read_result(out: Path) -> RunResult:
     try:
         metrics = json.loads((out / METRICS).read_text(encoding="utf-8"))
         timing = json.loads((out / TIMING).read_text(encoding="utf-8"))
-        (out / JOURNAL).unlink(missing_ok=True)
+        _drop_journals(out)
         rates = {k: float("nan") if v is None else float(v) for k, v in metrics["metrics"].items()}
         return RunResult(
-            out, int(metrics["n"]), rates, metrics["real_data"], metrics["failures"], float(timing["seconds"]), 0
-        )
+            out, int(metrics["n"]), rates, metrics["real_data"], metrics["failures"], float(timing["seconds"]), 0,
+            ranked=read_ranked(out),
+        )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedFile(f"{out} holds no readable {METRICS} and {TIMING}: {error}") from None
+
+
+def read_ranked(out: Path) -> tuple[dict[str, str], ...]:
+    """The rows of ranked.csv; none where there is no such file."""
+    path = out / "ranked.csv"
+    if not path.is_file():
+        return ()
+    with open(path, encoding="utf-8", newline="") as file:
+        return tuple(csv.DictReader(file))
 
 
 def versions() -> dict[str, str]:
@@ -257,5 +283,5 @@ def report_run(out: str | Path) -> Path:
         raise BadRequest(f"the run in {out} is not finished; go on with moldiff generate --resume")
     run_values = read_run(out)
     info = model_info(run_values.get("given_model", "qm9"))
-    result = evaluate({info.name: out / SDF}, info.reference())
+    result = evaluate({info.name: out / SAMPLES[info.config.kind]}, info.reference())
     return Path(result.report(out / "report.html"))

@@ -91,6 +91,10 @@ def drawing_3d(sample: Sample, size: int = 170) -> str:
 
 def sample_set_html(samples: SampleSet) -> str:
     """The set in a notebook: its rates, and the first samples with both drawings and their verdicts."""
+    if samples.kind == "crystal":
+        from moldiff.crystal_pictures import crystal_set_html
+
+        return crystal_set_html(samples, SHOWN, BACKGROUND)
     rates = summary_rows(samples.metrics()) if len(samples) else {}
     known = {definition(name).title: value for name, value in rates.items() if isfinite(value)}
     cell = '<td style="text-align:right;padding:2px 10px">'

@@ -29,26 +29,38 @@ ITEMS = ("smiles", "valid", "reason", "connected", "molecule_stable", "edm_molec
 
 def csv_row(sample: Sample, verdict: Verdict) -> dict[str, Any]:
     """One row of samples.csv; None stands for what is not known."""
-    return {"id": sample.id, **{name: getattr(verdict, name) for name in COLUMNS[1:]}}
+    own = {"id": sample.id, **{name: getattr(verdict, name) for name in COLUMNS[1:]}}
+    return {**own, **{k: v for k, v in sample.info.items() if k not in own}}
 
 
-def csv_header() -> str:
+def columns_of(rows: Sequence[Mapping[str, Any]], first: Sequence[str] = COLUMNS) -> tuple[str, ...]:
+    """The columns of a table: ``first``, then what else its rows hold, in the order in which it comes."""
+    return tuple(dict.fromkeys([*first, *(name for row in rows for name in row)]))
+
+
+def csv_header(columns: Sequence[str] = COLUMNS) -> str:
     """The first line of samples.csv."""
-    return ",".join(COLUMNS) + "\n"
+    return ",".join(columns) + "\n"
 
 
-def csv_lines(samples: Sequence[Sample], verdicts: Sequence[Verdict]) -> str:
+def csv_lines(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = COLUMNS) -> str:
     """Rows of samples.csv without the header."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    for sample, verdict in zip(samples, verdicts, strict=True):
-        writer.writerow({k: _cell(v) for k, v in csv_row(sample, verdict).items()})
+    writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
+    for row in rows:
+        writer.writerow({k: cell_text(v) for k, v in row.items()})
     return text.getvalue()
 
 
-def csv_text(samples: Sequence[Sample], verdicts: Sequence[Verdict]) -> str:
+def csv_text(rows: Sequence[Mapping[str, Any]], first: Sequence[str] = COLUMNS) -> str:
     """A whole samples.csv."""
-    return csv_header() + csv_lines(samples, verdicts)
+    columns = columns_of(rows, first)
+    return csv_header(columns) + csv_lines(rows, columns)
+
+
+def read_header(text: str) -> tuple[str, ...]:
+    """The columns that the first line of a CSV names."""
+    return tuple(next(csv.reader(io.StringIO(text)), ()))
 
 
 def read_verdicts(text: str) -> list[Verdict]:
@@ -58,7 +70,7 @@ def read_verdicts(text: str) -> list[Verdict]:
     hints = get_type_hints(Verdict)
     kinds = {f.name: _kind(hints[f.name]) for f in dataclass_fields(Verdict)}
     reader = csv.DictReader(io.StringIO(text))
-    if tuple(reader.fieldnames or ()) != COLUMNS:
+    if tuple(reader.fieldnames or ())[: len(COLUMNS)] != COLUMNS:
         raise DamagedFile("samples.csv does not have the columns of this version")
     verdicts = []
     for number, row in enumerate(reader, 2):
@@ -91,7 +103,8 @@ def sdf_record(sample: Sample, verdict: Verdict) -> str:
         lines = block.split("\n")
         lines[1] = "  moldiff                 3D"  # RDKit would write the time of day here
         block = "\n".join(lines)
-    items = {"id": sample.id, **{name: _cell(getattr(verdict, name)) for name in ITEMS}}
+    items = {"id": sample.id, **{name: cell_text(getattr(verdict, name)) for name in ITEMS}}
+    items |= {name: cell_text(value) for name, value in sample.info.items() if name not in items}
     return block + "".join(f">  <{k}>\n{v}\n\n" for k, v in items.items() if v != "") + "$$$$\n"
 
 
@@ -106,13 +119,18 @@ def extxyz_text(samples: Sequence[Sample]) -> str:
 
 
 def read_samples(path: str | Path) -> list[Sample]:
-    """Samples from files of molecules; see ``SampleSet.load``."""
-    from moldiff.data.sources import read_rows
+    """Samples from files of molecules or crystals; see ``SampleSet.load``."""
+    from moldiff.data.sources import open_source
 
+    source = open_source(Path(path))
+    if source.kind == "crystal":
+        from moldiff.crystal_files import read_crystals
+
+        return read_crystals(path)
     samples = []
-    for k, row in enumerate(read_rows(path)):
-        entry = row.entry()
-        index = _index(entry.name, k)
+    for k, row in enumerate(row for split in source.splits.values() for row in split()):
+        entry: Any = row.entry()
+        index = index_in(entry.name, k)
         if entry.problem or entry.numbers is None or entry.positions is None:
             numbers = np.asarray([] if entry.numbers is None else entry.numbers, dtype=np.int64)
             empty: dict[str, NDArray[Any]] = {"atom_types": numbers, "positions": np.zeros((len(numbers), 3), dtype=np.float32)}
@@ -131,12 +149,14 @@ def read_samples(path: str | Path) -> list[Sample]:
     return samples
 
 
-def _index(name: str, otherwise: int) -> int:
+def index_in(name: str, otherwise: int) -> int:
+    """The number in ``sample_NUMBER``."""
     head, _, tail = name.rpartition("_")
     return int(tail) if head == "sample" and tail.isdecimal() else otherwise
 
 
-def _cell(value: Any) -> Any:
+def cell_text(value: Any) -> Any:
+    """A value as it stands in a CSV."""
     return {True: "true", False: "false", None: ""}.get(value, value) if value is None or isinstance(value, bool) else value
 
 
@@ -160,6 +180,7 @@ def summary_rows(metrics: Mapping[str, float]) -> dict[str, float]:
     """The rates that the terminal shows, in the order in which it shows them; those that are unknown are absent."""
     order = (
         "validity", "valid_connected", "uniqueness", "novelty", "vun", "atom_stability", "molecule_stability",
-        "edm_atom_stability", "edm_molecule_stability",
+        "edm_atom_stability", "edm_molecule_stability", "structure_validity", "crystal_uniqueness", "crystal_novelty_coarse",
+        "unique_novel_coarse",
     )  # fmt: skip
     return {name: metrics[name] for name in order if name in metrics}

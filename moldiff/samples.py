@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from pymatgen.core import Structure
     from rdkit.Chem import Mol
 
+    from moldiff.chem.crystals import Crystal
     from moldiff.core.batch import AtomBatch
     from moldiff.data.entry import Entry
-    from moldiff.evaluation.molecules.basic import Verdict
     from moldiff.evaluation.reference import Reference
     from moldiff.model_store import ModelInfo
     from moldiff.request import Request
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 #: Coordinates beyond this (Å) do not fit the columns of a mol block, and are no molecule either.
 FAR = 9999.0
 NOT_FINITE = "non-finite numbers"
-FORMATS = (".sdf", ".extxyz", ".csv")
+FORMATS = {"molecule": (".sdf", ".extxyz", ".csv"), "crystal": (".extxyz", ".csv", ".cif", ".zip", "a folder")}
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,14 @@ class Sample:
             self.index, self.numbers, self.positions, self.bond_types, self.charges, name=self.id, problem=self.problem
         )
 
+    def to_crystal(self) -> Crystal | None:
+        """The crystal as arrays in double precision; None for a molecule and for a failed sample."""
+        if self.problem or "lattice" not in self.fields:
+            return None
+        from moldiff.chem.crystals import Crystal
+
+        return Crystal.of(self.numbers, self.fields["frac_coords"], self.fields["lattice"])
+
     def to_rdkit(self, sanitize: bool = True) -> Mol | None:
         """The molecule with its conformer; None for a failed sample, and for an invalid one unless ``sanitize`` is False."""
         from moldiff.chem.molecules import raw_molecule, sanitise
@@ -105,7 +113,11 @@ class Sample:
         if "lattice" in self.fields:
             atoms.set_cell(self.fields["lattice"])
             atoms.set_pbc(True)
-            atoms.set_scaled_positions(self.fields["frac_coords"])
+            # not by set_scaled_positions, which would wrap in single precision
+            frac, cell = (np.asarray(self.fields[name], dtype=np.float64) for name in ("frac_coords", "lattice"))
+            atoms.set_positions(frac @ cell)
+            if self.problem:
+                atoms.info["problem"] = self.problem
             return atoms
         atoms.set_positions(np.asarray(self.positions, dtype=np.float64))
         atoms.set_array("formal_charge", self.charges)
@@ -197,22 +209,36 @@ class SampleSet(Sequence[Sample]):
         """What is known of the model's training data, for novelty."""
         return None if self.info is None else self.info.reference()
 
+    @property
+    def kind(self) -> str:
+        """``molecule`` or ``crystal``."""
+        return "crystal" if any("lattice" in s.fields for s in self.samples) else "molecule"
+
     @cached_property
-    def verdicts(self) -> list[Verdict]:
-        """What evaluation finds of each sample (see ``evaluation.molecules.basic.Verdict``)."""
+    def verdicts(self) -> list[Any]:
+        """What evaluation finds of each sample: a ``Verdict``, or a ``CrystalVerdict`` (see ``evaluation.*.basic``)."""
+        if self.kind == "crystal":
+            from moldiff.crystal_verdicts import Judge
+
+            crystals = [s.to_crystal() for s in self.samples]
+            return list(Judge(self.reference)(crystals, [s.id for s in self.samples], [s.problem for s in self.samples]))
         from moldiff.evaluation.molecules.basic import evaluate_basic
 
         return evaluate_basic([s.entry() for s in self.samples], self.reference).verdicts
 
     def metrics(self) -> dict[str, float]:
         """The rates of the set by name: validity, stability, uniqueness, novelty ... (docs/evaluation.md defines them)."""
+        if self.kind == "crystal":
+            from moldiff.crystal_verdicts import crystal_rates
+
+            return crystal_rates(self.verdicts)
         from moldiff.evaluation.molecules.basic import rates
 
         return rates(self.verdicts)
 
     def valid(self) -> SampleSet:
-        """The samples that RDKit sanitises and that are one connected molecule."""
-        good = [s for s, v in zip(self.samples, self.verdicts, strict=True) if v.valid and v.connected]
+        """The samples that RDKit sanitises and that are one connected molecule; crystals without overlapping atoms."""
+        good = [s for s, v in zip(self.samples, self.verdicts, strict=True) if v.valid and getattr(v, "connected", True)]
         return SampleSet(good, self.request, self.info)
 
     def to_rdkit(self) -> list[Mol | None]:
@@ -223,41 +249,58 @@ class SampleSet(Sequence[Sample]):
         """One ASE Atoms a sample."""
         return [s.to_ase() for s in self.samples]
 
-    def to_pymatgen(self) -> list[Structure]:
-        """One pymatgen Structure a crystal; raises ``BadRequest`` for molecules, which have no cell."""
-        if any("lattice" not in s.fields for s in self.samples):
+    def to_pymatgen(self) -> list[Structure | None]:
+        """One pymatgen Structure a crystal, None for a failed one; raises ``BadRequest`` for molecules, which have no cell."""
+        if self.samples and self.kind != "crystal":
             raise BadRequest("these samples are molecules, which have no cell: use to_ase() or to_rdkit()")
-        from pymatgen.core import Structure
+        from moldiff.chem.crystals import to_structure
 
-        return [Structure(s.fields["lattice"], s.numbers, s.fields["frac_coords"]) for s in self.samples]
+        crystals = [s.to_crystal() for s in self.samples]
+        return [None if crystal is None else to_structure(crystal) for crystal in crystals]
 
     def to_dataframe(self) -> pandas.DataFrame:
         """One row a sample: id, SMILES, formula and every verdict, as in samples.csv."""
         import pandas
 
-        from moldiff.sample_files import COLUMNS, csv_row
+        from moldiff.sample_files import columns_of
 
-        rows = [csv_row(s, v) for s, v in zip(self.samples, self.verdicts, strict=True)]
-        return pandas.DataFrame(rows, columns=list(COLUMNS))
+        rows, first = self._rows()
+        return pandas.DataFrame(rows, columns=list(columns_of(rows, first)))
+
+    def _rows(self) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+        """The rows of samples.csv, and its usual columns."""
+        from moldiff import crystal_files, sample_files
+
+        files: Any = crystal_files if self.kind == "crystal" else sample_files
+        return [files.csv_row(s, v) for s, v in zip(self.samples, self.verdicts, strict=True)], files.COLUMNS
 
     def save(self, path: str | Path) -> Path:
         """Write all samples to ``.sdf`` (bonds, charges, 3D), ``.extxyz`` (full precision) or ``.csv`` (verdicts).
 
-        Raises ``BadRequest`` for another ending or a place that can't be written; the file appears whole or not at all.
+        Crystals go to ``.extxyz``, ``.csv``, ``.cif`` (one file of all) or, as CIFs of their own, conventional and as generated,
+        to a folder or a ``.zip``. Raises ``BadRequest`` for another ending or a place that can't be written; a file appears
+        whole or not at all.
         """
+        from moldiff.crystal_files import cif_of_all, save_cifs
         from moldiff.data.store import write_atomically
         from moldiff.sample_files import csv_text, extxyz_text, sdf_record
 
-        path = Path(path)
-        if path.suffix not in FORMATS:
-            raise BadRequest(f"samples can be saved as {', '.join(FORMATS)}, not {path.suffix or path.name!r}")
-        if path.suffix == ".sdf":
-            text = "".join(sdf_record(s, v) for s, v in zip(self.samples, self.verdicts, strict=True))
-        elif path.suffix == ".extxyz":
-            text = extxyz_text(self.samples)
-        else:
-            text = csv_text(self.samples, self.verdicts)
+        path, crystals = Path(path), self.kind == "crystal"
+        ending = path.suffix or "a folder"
+        if ending not in FORMATS[self.kind]:
+            raise BadRequest(f"{self.kind}s can be saved as {', '.join(FORMATS[self.kind])}, not {path.suffix or path.name!r}")
         try:
+            if crystals and ending in (".zip", "a folder"):
+                save_cifs(path, self.samples, self.verdicts)
+                return path
+            if ending == ".sdf":
+                text = "".join(sdf_record(s, v) for s, v in zip(self.samples, self.verdicts, strict=True))
+            elif ending == ".extxyz":
+                text = extxyz_text(self.samples)
+            elif ending == ".cif":
+                text = cif_of_all(self.samples, self.verdicts)
+            else:
+                text = csv_text(*self._rows())
             write_atomically(path, text.encode())
         except OSError as error:
             raise BadRequest(f"can't write {path}: {error.strerror or error}") from None
@@ -265,21 +308,28 @@ class SampleSet(Sequence[Sample]):
 
     @classmethod
     def load(cls, path: str | Path) -> SampleSet:
-        """Read samples from SDF, XYZ or extxyz (a folder or archive of them too); nothing is dropped.
+        """Read samples from SDF, XYZ or extxyz, CIF or POSCAR (a folder or archive of them too); nothing is dropped.
 
-        Rows that can't be read become failed samples. Raises ``BadRequest`` for a path that holds no molecules with coordinates.
+        The output folder of ``moldiff generate`` is read from its ``samples.sdf`` or ``samples.extxyz``. Rows that can't be read
+        become failed samples. Raises ``BadRequest`` for a path that holds no molecules or crystals with coordinates.
         """
         from moldiff.sample_files import read_samples
 
-        return cls(read_samples(path))
+        path = Path(path)
+        found = (path / name for name in ("samples.sdf", "samples.extxyz") if (path / name).is_file())
+        return cls(read_samples(next(found, path)))
 
     def view(self, index: int = 0, width: int = 360, height: int = 300) -> Any:
-        """A py3Dmol view of one sample, for Jupyter; raises ``MoldiffError`` for a failed sample."""
+        """A py3Dmol view of one sample, for Jupyter, a crystal with its cell; raises ``MoldiffError`` for a failed sample."""
         from moldiff.sample_files import sdf_record
 
         one = self.samples[index]
         if one.problem:
             raise MoldiffError(f"{one.id} failed ({one.problem}): there is nothing to show")
+        if self.kind == "crystal":
+            from moldiff.crystal_pictures import crystal_view
+
+            return crystal_view(one, width, height)
         import py3Dmol
 
         view = py3Dmol.view(width=width, height=height)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from moldiff.sample_files import summary_rows
@@ -17,10 +18,18 @@ if TYPE_CHECKING:
     from moldiff.generate import RunResult
     from moldiff.model_store import ModelInfo
 
+#: Rows of the table of clusters.
+RANKED_SHOWN = 12
+
 
 @contextmanager
-def progress_bar(console: Console, label: str, total: int, start: int = 0) -> Iterator[Callable[[float, int], None]]:
-    """A bar with a count, a rate and the time left; gives a function of (done, total)."""
+def progress_bars(
+    console: Console, label: str, total: int
+) -> Iterator[tuple[Callable[[float, int], None], Callable[[str, int, int], None]]]:
+    """A bar with a count and the time left, and one more for each later stage, made when it is first told of.
+
+    Gives two functions: of (done, total), and of (title of the stage, done, total).
+    """
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     columns = (
@@ -31,13 +40,15 @@ def progress_bar(console: Console, label: str, total: int, start: int = 0) -> It
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(label, total=total, completed=start, count=f"{start}/{total}")
+    with Progress(*columns, console=console, transient=True) as bars:
+        tasks = {"": bars.add_task(label, total=total, count=f"0/{total}")}
 
-        def tell(done: float, of: int) -> None:
-            bar.update(task, completed=done, count=f"{int(done + 1e-6)}/{of}")
+        def stage(title: str, done: float, of: int) -> None:
+            if title not in tasks:
+                tasks[title] = bars.add_task(title, total=of, count="")
+            bars.update(tasks[title], completed=done, total=of, count=f"{int(done + 1e-6)}/{of}")
 
-        yield tell
+        yield partial(stage, ""), stage
 
 
 def plain_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]], left: int = 1) -> Table:
@@ -71,9 +82,37 @@ def run_table(result: RunResult, model: str) -> Group:
     if result.failures:
         common = ", ".join(f"{reason} ({count:,})" for reason, count in list(result.failures.items())[:3])
         parts.append(Text(f"not valid: {common}"))
+    if result.ranked:
+        parts.append(ranked_table(result.ranked))
     speed = f"{result.drawn:,} samples in {result.seconds:.1f} s" if result.drawn else "nothing was left to draw"
     parts.append(Text(f"{speed}; written to {result.folder}"))
     return Group(*parts)
+
+
+def ranked_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The first clusters of crystals: those of the first request, or the best of each where there are several."""
+    requests = list(dict.fromkeys(str(row["request"]) for row in rows))
+    many = len(requests) > 1
+    shown = [row for row in rows if not many or int(row["rank"]) == 1][:RANKED_SHOWN]
+    energy = "relaxed_energy" in rows[0]
+    head = [*(["request"] if many else ["rank"]), "formula", "space group", "samples", "%", "g/cm³", "Å³/atom", "nearest, Å"]
+    body = []
+    for row in shown:
+        cells = [row["request"] if many else row["rank"], row["formula"], f"{row['symbol']} ({row['space_group']})", row["count"]]
+        cells += [f"{100 * float(row['share']):.0f}", _number(row["density"], 2), _number(row["volume_per_atom"], 2)]
+        cells.append(_number(row["min_distance"], 2))
+        if energy:
+            cells += [_number(row["relaxed_energy"], 4), _number(row["above_best"], 3)]
+        body.append([*cells, row["id"]])
+    by = "relaxed energy" if energy else "frequency"
+    title = f"the best cluster of each request, by {by}" if many else f"clusters by {by}"
+    if len(shown) < (len(requests) if many else len(rows)):
+        title += f" (the first {len(shown)}; all are in ranked.csv)"
+    return plain_table(title, [*head, *(["eV/atom", "above best"] if energy else []), "sample"], body, left=3)
+
+
+def _number(value: Any, digits: int) -> str:
+    return "–" if value in (None, "") else f"{float(value):.{digits}f}"
 
 
 def models_table(models: Iterable[ModelInfo]) -> Table:

@@ -16,8 +16,10 @@ from moldiff import generate as runs
 from moldiff.errors import BadRequest, DamagedFile, MoldiffError
 from moldiff.generator import Generator
 from moldiff.journal import JOURNAL, JournaledFiles
+from moldiff.output import MoleculeOutput
 
-FILES = (runs.SDF, runs.CSV, runs.METRICS, runs.RUN)
+SDF, CSV = MoleculeOutput.files
+FILES = (SDF, CSV, runs.METRICS, runs.RUN)
 N, BATCH = 10, 3
 
 
@@ -49,8 +51,8 @@ def whole(generator, tmp_path_factory):
 
 def test_a_run_leaves_these_files_and_no_journal(whole):
     assert sorted(p.name for p in whole.iterdir()) == sorted([*FILES, runs.TIMING])
-    assert (whole / runs.SDF).read_text().count("$$$$") == N
-    assert len((whole / runs.CSV).read_text().splitlines()) == N + 1
+    assert (whole / SDF).read_text().count("$$$$") == N
+    assert len((whole / CSV).read_text().splitlines()) == N + 1
     assert json.loads((whole / runs.METRICS).read_text())["n"] == N
 
 
@@ -157,7 +159,7 @@ def test_files_that_were_cut_are_noticed(generator, tmp_path, monkeypatch):
     with pytest.raises(Killed):
         go(generator, tmp_path / "run")
     monkeypatch.undo()
-    with open(tmp_path / "run" / runs.SDF, "r+b") as file:
+    with open(tmp_path / "run" / SDF, "r+b") as file:
         file.truncate(100)
     with pytest.raises(DamagedFile, match="shorter"):
         go(generator, tmp_path / "run", resume=True)
@@ -166,7 +168,7 @@ def test_files_that_were_cut_are_noticed(generator, tmp_path, monkeypatch):
 def test_two_runs_do_not_share_a_folder(generator, tmp_path):
     request = generator.request(N)
     folder = runs.open_run(tmp_path / "run", request, "cpu", False)
-    with JournaledFiles(folder, (runs.SDF, runs.CSV)), pytest.raises(BadRequest, match="another run"):
+    with JournaledFiles(folder, (SDF, CSV)), pytest.raises(BadRequest, match="another run"):
         runs.run(generator, request, folder)
 
 

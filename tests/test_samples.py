@@ -11,7 +11,7 @@ from rdkit import Chem
 from moldiff.errors import BadRequest, MoldiffError
 from moldiff.evaluation.molecules.basic import Verdict
 from moldiff.generator import Generator
-from moldiff.sample_files import COLUMNS, csv_text, read_verdicts
+from moldiff.sample_files import COLUMNS, csv_row, csv_text, read_verdicts
 from moldiff.samples import Sample, SampleSet
 
 
@@ -123,7 +123,7 @@ def test_the_sdf_does_not_hold_the_time_of_day(samples, tmp_path):
 
 def test_verdicts_survive_the_csv_exactly(samples, tmp_path):
     assert set(COLUMNS[1:]) == {f.name for f in fields(Verdict)} - {"name"}, "samples.csv must hold the whole verdict"
-    text = csv_text(samples.samples, samples.verdicts)
+    text = csv_text([csv_row(s, v) for s, v in zip(samples, samples.verdicts, strict=True)])
     assert read_verdicts(text) == samples.verdicts
     assert samples.save(tmp_path / "x.csv").read_text() == text
 
