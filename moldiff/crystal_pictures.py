@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 
 #: Atoms are drawn bonded below this many times the sum of their covalent radii.
 BOND = 1.15
+#: Metals are drawn bonded to each other in crystals of metals only: in others a short contact is no bond.
+NONMETALS = (1, 2, 5, 6, 7, 8, 9, 10, 14, 15, 16, 17, 18, 33, 34, 35, 36, 52, 53, 54, 85, 86)
 #: Radius of a ball, in covalent radii, and of a stick (Å).
-BALL, STICK = 0.45, 0.09
+BALL, STICK = 0.42, 0.09
 #: Atoms drawn at most: a spoilt cell may hold thousands of images.
 MOST = 400
 _EDGES = [(a, b) for a in product((0, 1), repeat=3) for b in product((0, 1), repeat=3) if sum(b) - sum(a) == 1 and all(
@@ -58,6 +60,11 @@ def scene(crystal: Crystal) -> Scene:
     keep = np.flatnonzero(inside)
     x = images @ crystal.lattice
     near = _bonded(x[keep], x, radii[owner[keep]], radii[owner])
+    # Each atom of the cell has its bonds once; its copies on opposite faces only those within the cell, or nothing could be seen.
+    near &= (keep < len(crystal))[:, None] | inside[None]
+    metal = ~np.isin(crystal.numbers, NONMETALS)[owner]
+    if not metal.all():
+        near &= ~(metal[keep][:, None] & metal[None])
     drawn = np.union1d(keep, np.flatnonzero(near.any(0)))
     drawn = drawn[np.argsort(~inside[drawn], kind="stable")][:MOST]
     place = {int(k): i for i, k in enumerate(drawn)}
