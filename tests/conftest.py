@@ -79,3 +79,49 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         systems.append(system)
     folder = tmp_path_factory.mktemp("data") / "tiny"
     return write_store(folder, {"train": pack(systems[:50]), "val": pack(systems[50:])}, {"name": "tiny", "kind": "molecule"})
+
+
+CRYSTAL_FIELDS = {
+    "frac_coords": {"process": "geodesic", "schedule": {"name": "straight"}},
+    "lattice": {
+        "process": "log_lattice", "schedule": {"name": "linear"},
+        "mean": [0.02, 0.03, 0.0, -0.09, -0.29, 2.91], "std": [0.23, 0.2, 0.23, 0.15, 0.34, 0.38],
+    },
+}  # fmt: skip
+
+
+def crystal_config(**changes: object) -> Config:
+    """The settings of a tiny model of crystals of seven elements that is told the types; more fields as they are given."""
+    settings = {
+        "name": "tiny-csp", "kind": "crystal", "data": {"name": "tiny"},
+        "vocabulary": {"atom_types": [1, 3, 8, 11, 17, 26, 82]}, "fields": CRYSTAL_FIELDS, "given": ["atom_types"],
+        "network": {"name": "cspnet", "width": 16, "n_layers": 2, "pair": 8, "n_frequencies": 4, "n_memory": 2},
+        "max_atoms": 12, "sampling": {"sampler": "ddim", "steps": 4},
+    }  # fmt: skip
+    return parse_config({**settings, **changes}, "tiny-csp")
+
+
+@pytest.fixture(scope="session")
+def tiny_csp(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder with random weights that is told the composition of a crystal."""
+    return random_model(crystal_config(), tmp_path_factory.mktemp("models") / "tiny-csp")
+
+
+@pytest.fixture(scope="session")
+def tiny_crystal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder with random weights that makes crystals, types from an absorbing state."""
+    types = {"process": "categorical", "schedule": {"name": "linear"}, "prior_kind": "absorbing", "rule": "posterior"}
+    config = crystal_config(
+        name="tiny-crystal", fields={**CRYSTAL_FIELDS, "atom_types": types}, given=[], sampling={"sampler": "ddpm", "steps": 4}
+    )
+    return random_model(config, tmp_path_factory.mktemp("models") / "tiny-crystal")
+
+
+def random_model(config: Config, folder: Path) -> Path:
+    """Export a model that has learnt nothing."""
+    from moldiff.assemble import build_denoiser
+    from moldiff.model_export import export_model
+
+    torch.manual_seed(0)
+    export_model(build_denoiser(config).state_dict(), config, None, folder, sizes={2: 5, 4: 10, 5: 8, 8: 3})
+    return folder
