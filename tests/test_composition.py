@@ -53,7 +53,7 @@ def test_formulas_are_read_as_people_write_them(text, counts):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "()", "((", "Xx2", "lifepo4", "Li-2", "2", "Li(O", "Li)O", "Li(O]", "Li0", "(" * 50 + "Li" + ")" * 50, "Li" * 999, "__a__"],
+    ["", "()", "((", "Xx2", "lifepo4", "Li-2", "2", "Li(O", "Li)O", "Li(O]", "Li0", "(" * 50 + "Li" + ")" * 50, "Li" * 999],
 )
 def test_what_is_no_formula_is_refused(text):
     with pytest.raises(BadRequest):
