@@ -23,6 +23,7 @@ from moldiff.errors import BadRequest
 from moldiff.sampling.ddpm import DDPM
 from moldiff.sampling.grids import uniform_grid
 from moldiff.sampling.loop import sample
+from moldiff.training.monitor_crystals import monitor_crystals
 from moldiff.training.conditions import standardised, with_condition_stats
 
 
@@ -160,6 +161,8 @@ def fit(
     ]
     if t.sample_minutes is not None and config.kind == "molecule":
         callbacks.append(Monitor(out, t.sample_minutes, monitor_molecules(config, size_histogram(columns))))
+    elif t.sample_minutes is not None:
+        callbacks.append(Monitor(out, t.sample_minutes, monitor_crystals(config, columns)))
     trainer = lightning.Trainer(
         max_epochs=1,
         callbacks=callbacks,
