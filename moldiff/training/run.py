@@ -23,8 +23,8 @@ from moldiff.errors import BadRequest
 from moldiff.sampling.ddpm import DDPM
 from moldiff.sampling.grids import uniform_grid
 from moldiff.sampling.loop import sample
-from moldiff.training.monitor_crystals import monitor_crystals
 from moldiff.training.conditions import standardised, with_condition_stats
+from moldiff.training.monitor_crystals import monitor_crystals
 
 
 @dataclass(frozen=True)
