@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
-from moldiff.chem.crystals import Crystal, formula_of, from_structure
+from moldiff.chem.crystals import MIN_VOLUME, Crystal, formula_of, from_structure
 from moldiff.chem.symmetry import SYMPREC, SpaceGroup, symmetrise
 
 #: What may stand in an operation such as ``-y, x-y, z+1/3``; anything else is refused, never evaluated.
@@ -146,12 +147,26 @@ def _why(values: dict[str, Any], occupancies: list[float | None]) -> str:
     coordinates = [_number(word) for axis in "xyz" for word in values.get(f"_atom_site_fract_{axis}", [])]
     if any(x is None or x != x or abs(x) == float("inf") for x in coordinates):
         return "non-finite numbers"
+    if _flat_cell(values):
+        return "zero cell"
     for word in values.get("_atom_site_type_symbol", []):
         letters = re.match(r"[A-Za-z]*", str(word))
         symbol = letters.group().capitalize()[:2] if letters else ""
         if symbol not in atomic_numbers and symbol[:1] not in atomic_numbers and symbol != "D":
             return f"unknown element {str(word)[:12]!r}"
     return ""
+
+
+def _flat_cell(values: dict[str, Any]) -> bool:
+    """Tell whether the lengths and angles of a CIF span no volume."""
+    lengths = [_number(values.get(f"_cell_length_{axis}")) for axis in "abc"]
+    angles = [_number(values.get(f"_cell_angle_{axis}")) for axis in ("alpha", "beta", "gamma")]
+    known = [x for x in (*lengths, *angles) if x is not None]
+    if len(known) < 6:
+        return False
+    a, b, c = (math.cos(math.radians(x)) for x in known[3:])
+    squared = 1 + 2 * a * b * c - a * a - b * b - c * c
+    return min(known[:3]) <= 0 or math.prod(known[:3]) * math.sqrt(max(squared, 0.0)) < MIN_VOLUME
 
 
 def _spaced(crystal: Crystal) -> str:

@@ -96,9 +96,9 @@ def evaluate(
         crystal_settings.check()
         with stage_bars(progress) as bars:
             return evaluate_crystal_sets(rows, known, crystal_settings, truth=truth, remember=cache, progress=bars)
-    for given, what in ((hull, "a hull file"), (calculator, "a calculator"), (truth, "true structures")):
+    for given, what in ((hull, "the hull file"), (calculator, "the calculator"), (truth, "the truth")):
         if given:
-            raise BadRequest(f"{what} ({given}) is for crystals, the samples are molecules")
+            raise BadRequest(f"{what} {given} is for crystals, and the samples are molecules")
     settings = Settings(
         xtb=xtb or relax,
         n_relax=n_relax,
@@ -137,6 +137,11 @@ def evaluate_files(
         named = [str(p) for p in paths if not Path(p).exists() and (str(p) in CALCULATORS or ":" in str(p))]
         paths = [p for p in paths if str(p) not in named[:1]]
         calculator = named[0] if named else ""
+        strange = next((p for p in paths if not Path(p).exists() and not Path(p).suffix and len(Path(p).parts) == 1), None)
+        if strange is not None:
+            raise BadRequest(
+                f"{strange} is neither a file nor a calculator ({', '.join(CALCULATORS)}, or an import name module:Name)"
+            )
     if not paths:
         raise BadRequest("give at least one file of samples")
     if out is not None:
