@@ -14,8 +14,6 @@ from moldiff.errors import BadRequest
 from moldiff.model_store import ModelInfo
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from moldiff.sampling.control import Control
 
 TYPES = "atom_types"
@@ -51,7 +49,8 @@ class Composition:
 class Compositions(Spec):
     """Sample i has exactly the composition of row i modulo the number of rows, so that n rounds give n samples of each.
 
-    Where the model is told the types they are given to it; where it makes them, each atom is allowed its own element only.
+    Where the model is told the types they are given to it; where it makes them, the counts of the elements are fixed and the
+    model says which atom is which.
     """
 
     rows: tuple[Composition, ...]
@@ -111,15 +110,15 @@ class Compositions(Spec):
     def control(self, place: Place) -> Control:
         import torch
 
-        from moldiff.sampling.allowed import Allowed, Given
+        from moldiff.sampling.allowed import Counted, Given
 
         classes = place.vocabulary.values[TYPES]
         chosen = [[classes.index(z) for z in self._row(i).numbers] for i in place.indices]
         value = torch.tensor(chosen, device=place.device)
         if TYPES in place.info.config.given:
             return Given(atom_types=value)
-        # Noise stays as in training: an atom that is known at every time would tell the network more than it ever saw.
-        return Allowed(TYPES, torch.nn.functional.one_hot(value, len(classes)).bool(), noise=False)
+        counts = torch.nn.functional.one_hot(value, len(classes)).sum(1)
+        return Counted(TYPES, counts, counts)
 
     def _row(self, index: int) -> Composition:
         return self.rows[index % len(self.rows)]
@@ -168,6 +167,11 @@ class Elements(Spec):
                 raise BadRequest(f"{row.formula} holds {_symbols(sorted(left))}, which --elements or --exclude leave out")
             if not set(self.require) <= mine:
                 raise BadRequest(f"{row.formula} lacks {_symbols(sorted(set(self.require) - mine))}, which --require asks for")
+        for fragment in (part for other in others if (part := getattr(other, "fragment", None)) is not None):
+            kept = {int(z) for z in fragment.numbers}
+            left = kept - set(self.allowed(sorted(kept)))
+            if left:
+                raise BadRequest(f"what is kept holds {_symbols(sorted(left))}, which --elements or --exclude leave out")
 
     def allowed(self, known: Sequence[int]) -> list[int]:
         """Those of the known elements that may occur."""
@@ -179,19 +183,17 @@ class Elements(Spec):
     def control(self, place: Place) -> Control:
         import torch
 
-        from moldiff.sampling.allowed import Allowed
+        from moldiff.sampling.allowed import Counted
         from moldiff.sampling.control import Control
 
         if TYPES in place.info.config.given:
             return Control()  # the composition is given, and was found to agree
         classes = place.vocabulary.values[TYPES]
         fair = set(self.allowed(classes))
-        row = torch.tensor([z in fair for z in classes])
-        allowed: Tensor = row.expand(len(place.indices), place.size, len(classes)).clone()
-        # Atoms are all alike to the networks, so any of them may be the one; the last, since kept fragments come first.
-        for k, z in enumerate(self.require):
-            allowed[:, place.size - 1 - k] = torch.tensor([c == z for c in classes])
-        return Allowed(TYPES, allowed.to(place.device))
+        low = torch.tensor([int(z in self.require) for z in classes], device=place.device)
+        high = torch.tensor([place.size if z in fair else 0 for z in classes], device=place.device)
+        rows = len(place.indices)
+        return Counted(TYPES, low.expand(rows, -1), high.expand(rows, -1))
 
 
 def make_composition(formula: Any, z: Any = None) -> Composition:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 from moldiff.chem.fragments import Fragment
 from moldiff.control import Spec
@@ -30,6 +30,10 @@ class Verbs(TypedDict, total=False):
     keep_smarts: str | None  # the atoms that match
     grow: str | int | tuple[int, int] | None  # so many atoms more than it has
     resamplings: int | None  # make every step so many times
+    like: Any  # vary these molecules: a file, molecules, atoms, samples
+    strength: float | None  # the time to noise them to
+    smiles: str | None  # conformers of this molecule
+    positions: Any  # types, charges and bonds for these positions
 
 
 def specs_from(info: ModelInfo, **verbs: Unpack[Verbs]) -> tuple[Spec, ...]:
@@ -41,13 +45,18 @@ def specs_from(info: ModelInfo, **verbs: Unpack[Verbs]) -> tuple[Spec, ...]:
         if name not in Verbs.__annotations__:
             raise unknown("option", name, Verbs.__annotations__)
     from moldiff.composition import compositions_from, elements_from
+    from moldiff.given import graph_from, like_from, positions_from
     from moldiff.keep import keep_from
 
     found: list[Spec | None] = [
         compositions_from(verbs.get("formula"), verbs.get("z"), verbs.get("compositions")),
-        elements_from(verbs.get("elements"), verbs.get("exclude"), verbs.get("require")),
         keep_from(
             verbs.get("keep"), verbs.get("keep_atoms"), verbs.get("keep_smarts"), verbs.get("grow"), verbs.get("resamplings")
         ),
+        like_from(verbs.get("like"), verbs.get("strength")),
+        graph_from(verbs.get("smiles")),
+        positions_from(verbs.get("positions")),
+        # after what is kept, whose atoms it counts
+        elements_from(verbs.get("elements"), verbs.get("exclude"), verbs.get("require")),
     ]
     return tuple(spec for spec in found if spec is not None)

@@ -14,7 +14,7 @@ from moldiff.evaluation.crystals.elements import unbalanced
 from moldiff.generator import Generator
 from moldiff.model_store import model_info
 from moldiff.request import make_request
-from moldiff.sampling.allowed import Allowed
+from moldiff.sampling.allowed import Counted, assign, shifted
 from moldiff.verbs import specs_from
 
 KNOWN = {"H": 1, "Li": 3, "O": 8, "Na": 11, "Cl": 17, "Fe": 26, "Pb": 82}
@@ -202,17 +202,50 @@ def test_a_spoilt_prediction_leaks_nothing_either(crystals, monkeypatch):
         assert sample.problem and not {82, 26} & set(sample.numbers.tolist()) and 3 in sample.numbers
 
 
-def test_the_noise_of_a_uniform_prior_is_kept_to_the_allowed_classes(molecules):
+def test_the_prior_holds_allowed_classes_only(molecules):
     from moldiff.core.batch import AtomBatch
     from moldiff.core.rng import Streams
 
     diffusion, n = molecules.denoiser.diffusion, 200
     like = AtomBatch(torch.ones(n, 5, dtype=torch.bool))
-    allowed = torch.tensor([True, False, True, False]).expand(n, 5, 4).clone()
-    control = Allowed("atom_types", allowed)
+    high = torch.tensor([5, 0, 5, 0]).expand(n, 4)
+    control = Counted("atom_types", torch.zeros_like(high), high)
     types = control.start(diffusion.prior(like, Streams.of(0, range(n))), diffusion, Streams.of(1, range(n))).atom_types
     shares = torch.bincount(types.flatten(), minlength=4) / types.numel()
     assert shares[1] == shares[3] == 0 and abs(float(shares[0]) - 0.5) < 0.06
+
+
+def test_shifts_bring_expected_counts_to_their_bounds_and_change_nothing_else():
+    torch.manual_seed(0)
+    logits, mask = 3 * torch.randn(6, 9, 4), torch.ones(6, 9, dtype=torch.bool)
+    mask[3:, 7:] = False
+    exact = torch.tensor([[4, 2, 2, 1]] * 3 + [[3, 2, 2, 0]] * 3)
+    found = (shifted(logits, exact, exact, mask).softmax(-1) * mask[..., None]).sum(1)
+    assert (found - exact).abs().max() < 0.02 and (found[3:, 3] == 0).all()
+    free = (logits.softmax(-1) * mask[..., None]).sum(1)
+    loose = shifted(logits, torch.zeros_like(exact), torch.full_like(exact, 9), mask)
+    assert torch.allclose(loose, logits)
+    low = torch.zeros_like(exact)
+    low[:, 2] = 3
+    raised = (shifted(logits, low, torch.full_like(low, 9), mask).softmax(-1) * mask[..., None]).sum(1)
+    assert torch.allclose(raised[:, 2], free[:, 2].clamp_min(3), atol=0.02)
+
+
+@given(st.integers(0, 10_000))
+def test_an_assignment_obeys_its_bounds_and_keeps_likely_choices(seed):
+    generator = torch.Generator().manual_seed(seed)
+    s, n, c = 4, 7, 5
+    logits = torch.randn(s, n, c, generator=generator)
+    mask = torch.arange(n)[None] < torch.tensor([7, 7, 5, 1])[:, None]
+    truth = torch.randint(c, (s, n), generator=generator)
+    counts = (torch.nn.functional.one_hot(truth, c) * mask[..., None]).sum(1)
+    low = (counts - torch.randint(3, (s, c), generator=generator)).clamp_min(0)
+    high = counts + torch.randint(3, (s, c), generator=generator)
+    value = assign(logits, low, high, mask)
+    found = (torch.nn.functional.one_hot(value, c) * mask[..., None]).sum(1)
+    assert (found >= low).all() and (found <= high).all()
+    certain = torch.nn.functional.one_hot(truth, c) * 50.0 + logits
+    assert torch.equal(assign(certain, counts, counts, mask) * mask, truth * mask)
 
 
 def test_samples_do_not_depend_on_the_batch(crystals):
