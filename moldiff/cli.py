@@ -233,6 +233,31 @@ def data_info(
     Console().print(info(name, root))
 
 
+@data.command("label")
+def data_label(
+    name: Annotated[str, typer.Argument(help="Name or folder of a data set.")],
+    with_: Annotated[
+        str, typer.Option("--with", help="gfn2-xtb, chgnet, rdkit:NAME[,NAME], or module:Calculator or :function of ASE atoms.")
+    ],
+    columns: Annotated[str | None, typer.Option(help="Which columns, comma-separated.", show_default="all it gives")] = None,
+    prefix: Annotated[str, typer.Option(help="Goes before the names of the columns.")] = "",
+    root: Annotated[Path | None, typer.Option(help="Folder of all data sets.", show_default="$MOLDIFF_DATA")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes.", show_default="one a core")] = None,
+    time_limit: Annotated[float, typer.Option(help="Seconds that one system may take.")] = 60.0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace columns of these names.")] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="Compute again what failed in an earlier run.")] = False,
+) -> None:
+    """Add property columns to a data set: moldiff data label mine --with gfn2-xtb. A run that was stopped goes on."""
+    from moldiff.label import label
+
+    chosen = [c.strip() for c in columns.split(",") if c.strip()] if columns else []
+    report = label(
+        name, with_, columns=chosen, prefix=prefix, root=root, n_workers=workers, time_limit=time_limit,
+        overwrite=overwrite, retry=retry, progress=True,
+    )  # fmt: skip
+    typer.echo(str(report))
+
+
 @models.command("list")
 def models_list() -> None:
     """The models of the package."""
