@@ -95,12 +95,11 @@ def ranked_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     many = len(requests) > 1
     shown = [row for row in rows if not many or int(row["rank"]) == 1][:RANKED_SHOWN]
     energy = "relaxed_energy" in rows[0]
-    head = [*(["request"] if many else ["rank"]), "formula", "space group", "samples", "%", "g/cm³", "Å³/atom", "nearest, Å"]
+    head = [*(["request"] if many else ["rank"]), "formula", "space group", "samples", "%", "g/cm³"]
     body = []
     for row in shown:
         cells = [row["request"] if many else row["rank"], row["formula"], f"{row['symbol']} ({row['space_group']})", row["count"]]
-        cells += [f"{100 * float(row['share']):.0f}", _number(row["density"], 2), _number(row["volume_per_atom"], 2)]
-        cells.append(_number(row["min_distance"], 2))
+        cells += [f"{100 * float(row['share']):.0f}", _number(row["density"], 2)]
         if energy:
             cells += [_number(row["relaxed_energy"], 4), _number(row["above_best"], 3)]
         body.append([*cells, row["id"]])
