@@ -56,6 +56,9 @@ class Spec(ABC):
     passes: int = 1
     #: The time at which the way back begins; below 1 the control's ``start`` makes the state there, and fewer calls are spent.
     begins: float = 1.0
+    #: Two levels of noise over signal, high and low, between which the way is made again, and how often; the rest of the way then
+    #: has longer steps, so that a request spends the calls that it says.
+    returns: tuple[float, float, int] | None = None
     #: How often a sample that ``refuses`` gives a reason for is drawn anew; after that it has failed for this reason.
     redraws: int = 0
 

@@ -205,6 +205,12 @@ class Generator:
                     self._rule = run_tiles(anew, again, self._rule, self.device, halved, rows_each)
         except (MemoryError, torch.OutOfMemoryError) as error:
             raise MoldiffError(f"one system at a time does not fit into the memory of {self.device}: {error}") from None
+        for spec in request.controls:
+            for sentence in spec.notices():
+                if notice is not None:
+                    notice(sentence)
+                else:
+                    warnings.warn(sentence, stacklevel=3)
         return [replace(results[i], problem=results[i].problem or request.refuses(results[i])) for i in indices]
 
     def rule(self) -> TileRule:

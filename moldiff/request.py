@@ -60,12 +60,22 @@ class Request:
 
     def time_grid(self, schedule: Schedule) -> Tensor:
         """The times of the run: fewer where controls make steps several times, the last part where they begin late."""
-        from moldiff.sampling.grids import make_grid, part_below
+        import torch
+
+        from moldiff.sampling.grids import make_grid, part_below, winding_grid
         from moldiff.sampling.registry import make_sampler
 
         calls = make_sampler(self.sampler, self.options).calls_per_step * math.prod(spec.passes for spec in self.controls)
-        grid = make_grid(self.grid, self.steps, schedule, calls)
-        return part_below(grid, min((spec.begins for spec in self.controls), default=1.0))
+        begins = min((spec.begins for spec in self.controls), default=1.0)
+
+        def down(n_calls: int) -> Tensor:
+            return part_below(make_grid(self.grid, n_calls, schedule, calls), begins)
+
+        returns = next((spec.returns for spec in self.controls if spec.returns is not None), None)
+        if returns is None:
+            return down(self.steps)
+        high, low = (float(schedule.time_of_ratio(torch.tensor([level]))) for level in returns[:2])
+        return winding_grid(down, self.steps, calls, high, low, returns[2])
 
     def refuses(self, sample: Sample) -> str:
         """Why a control does not want this sample, or an empty string."""

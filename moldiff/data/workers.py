@@ -58,6 +58,27 @@ def map_stream(
         pool.close()
 
 
+class Workers:
+    """Processes that stay between maps, for work that comes in small portions; ``close`` ends them.
+
+    ``function``, ``n_processes`` and ``time_limit`` as for ``map_stream``. Maps of several threads take turns.
+    """
+
+    def __init__(self, function: Callable[[Any], Any], n_processes: int, time_limit: float) -> None:
+        self._pool = _Pool(function, iter(()), n_processes, time_limit, 1)
+        self._lock = threading.Lock()
+
+    def map(self, items: Iterable[Any], chunk_size: int = 1) -> list[Result]:
+        """One ``Result`` for each item, in order."""
+        with self._lock:
+            self._pool.begin(items, chunk_size)
+            return list(self._pool.results())
+
+    def close(self) -> None:
+        """End all processes."""
+        self._pool.close()
+
+
 def call(function: Callable[[Any], Any], item: Any) -> Result:
     """Apply a function and turn an exception into a reason."""
     try:
@@ -134,6 +155,11 @@ class _Pool:
         self.ready: dict[int, Result] = {}
         self.next = 0
         self.given = 0
+
+    def begin(self, items: Iterable[Any], chunk_size: int) -> None:
+        """Take up new items once all earlier results were handed out."""
+        self.source, self.chunk_size, self.next, self.given = iter(enumerate(items)), chunk_size, 0, 0
+        self.ready.clear()
 
     def results(self) -> Iterator[Result]:
         while True:

@@ -26,7 +26,7 @@ class DPMSolver(Sampler):
         self.eta, self.noise_scale = at_least("eta", eta, 0), at_least("noise_scale", noise_scale, 0)
         self.before: tuple[AtomBatch, Tensor] | None = None
 
-    def start(self, n_steps: int) -> None:
+    def forget(self) -> None:
         self.before = None
 
     def reorder(self, index: Tensor) -> None:

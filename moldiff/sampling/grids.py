@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -81,3 +82,35 @@ def make_grid(name: str, n_calls: int, schedule: Schedule, calls_per_step: int =
     if power and float(power[1]) > 0:
         return karras_grid(n_times, schedule, float(power[1]))
     raise unknown("time grid", name, GRIDS)
+
+
+def winding_grid(
+    make: Callable[[int], Tensor], n_calls: int, calls_per_step: int, high: float, low: float, rounds: int
+) -> Tensor:
+    """A grid that goes down, and on its way ``rounds`` times back from about ``low`` to ``high`` and down again.
+
+    ``make(n)`` gives the grid of n calls that only goes down. The whole way spends no more calls than ``make(n_calls)``, so its
+    steps are longer; a grid with too few for ``rounds`` gets fewer rounds, and none where no step lies between the two times.
+    """
+
+    def wound(n: int, rounds: int) -> Tensor:
+        grid = make(n)
+        below = (grid <= low).nonzero().flatten()
+        above = (grid >= high).nonzero().flatten()
+        if not len(below) or not len(above) or below[0] >= len(grid) - 1:
+            return grid
+        first, last = int(above[-1]), int(below[0])
+        return torch.cat([grid[: last + 1], grid[first : last + 1].repeat(rounds), grid[last + 1 :]])
+
+    def steps(grid: Tensor) -> int:
+        return int((grid[1:] < grid[:-1]).sum())
+
+    most = steps(make(n_calls))
+    for k in range(rounds, 0, -1):
+        least, top = 2 * calls_per_step + 1, n_calls
+        while least < top:  # the longest way down whose rounds can still be paid for
+            middle = (least + top + 1) // 2
+            least, top = (middle, top) if steps(wound(middle, k)) <= most else (least, middle - 1)
+        if 2 * least >= n_calls and steps(wound(least, k)) <= most:
+            return wound(least, k)
+    return make(n_calls)

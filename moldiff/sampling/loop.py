@@ -48,6 +48,10 @@ class Sampler(ABC):
 
     def start(self, n_steps: int) -> None:
         """Forget earlier runs; ``n_steps`` steps will follow."""
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget earlier steps, for the state is not what they led to; samplers that remember systems override this."""
         return
 
     def reorder(self, index: Tensor) -> None:
@@ -75,21 +79,27 @@ def sample(
     """Draw one clean encoded system for each system of ``like``.
 
     ``like`` gives the mask and the given fields; ``grid`` is T decreasing times whose first is 1. The last is where the
-    final clean prediction is read, so T entries make T - 1 steps and one closing call. ``start`` is a state at the grid's
+    final clean prediction is read, so T entries make T - 1 steps and one closing call. Where a time is later than the one before,
+    the state is noised on to it instead, without a call, and self-conditioning begins anew. ``start`` is a state at the grid's
     first time, which may then be earlier than 1; without it the prior is drawn. ``on_step(k, T - 1)`` is called after each step.
     ``control`` acts on the run at the places that ``sampling.control.Control`` names.
     """
     control = Controls() if control is None else control
     like = control.given(like)
     model = Memory(control.wrap(denoiser, diffusion), self_conditioning)
-    sampler.start(len(grid) - 1)
+    sampler.start(len(grid.unique()) - 1)
     xt = control.start(diffusion.prior(like, rng) if start is None else start, diffusion, rng)
     times = grid.to(like.device)
     ones = torch.ones(like.n_systems, device=like.device)
     for k in range(len(times) - 1):
         t, s = times[k] * ones, times[k + 1] * ones
-        moved = sampler.step(model, diffusion, xt, t, s, rng)
-        xt = control.step(model, sampler, diffusion, xt, moved, t, s, rng)
+        if grid[k + 1] > grid[k]:
+            xt = diffusion.renoise(control.turn(model, sampler, diffusion, xt, rng), t, s, rng)
+            model.previous = None
+            sampler.forget()
+        else:
+            moved = sampler.step(model, diffusion, xt, t, s, rng)
+            xt = control.step(model, sampler, diffusion, xt, moved, t, s, rng)
         if on_step is not None:
             on_step(k + 1, len(times) - 1)
     return control.finish(diffusion.finish(model(xt, times[-1] * ones), xt), diffusion)
