@@ -59,6 +59,10 @@ def generate(
     relax: Annotated[str, typer.Option(help="Crystals: relax each cluster by chgnet, mace, emt or an import name.")] = "",
     time_limit: Annotated[float, typer.Option(help="Seconds that one relaxation may take.")] = 120.0,
     clusters: Annotated[bool, typer.Option(help="Crystals: find samples that are the same.")] = True,
+    like: Annotated[Path | None, typer.Option(help="Vary these molecules: SDF, XYZ ...")] = None,
+    strength: Annotated[float | None, typer.Option(help="How far, above 0 to 1.", show_default="0.5 with --like")] = None,
+    smiles: Annotated[str | None, typer.Option(help="Conformers of this molecule.")] = None,
+    positions: Annotated[Path | None, typer.Option(help="Types and bonds for the positions in this file.")] = None,
     batch_size: Annotated[str, typer.Option(help="Samples in hand at once; the samples do not depend on it.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
@@ -73,6 +77,7 @@ def generate(
     controls = specs_from(
         info, formula=formula, z=z, compositions=compositions, elements=elements, exclude=exclude, require=require,
         keep=keep, keep_atoms=keep_atoms, keep_smarts=keep_smarts, grow=grow, resamplings=resamplings,
+        like=like, strength=strength, smiles=smiles, positions=positions,
     )  # fmt: skip
     request = make_request(
         info, n, seed=seed, steps=steps, sampler=sampler, options=options, grid=grid, temperature=temperature, size=size,
