@@ -265,7 +265,7 @@ def test_data_row_is_that_of_as_many_real_molecules() -> None:
     }
     assert [read_data_row(values, n).metrics["size_tv"].value for n in (50, 700, 9000)] == [0.1, 0.03, 0.01]  # type: ignore[union-attr]
     row = read_data_row(values, 700)
-    assert row is not None and row.metrics["validity"].value == 1.0 and "1,000 of its molecules" in row.notes[0]
+    assert row is not None and row.metrics["validity"].value == 1.0 and "1,000 of them" in row.notes[0]
     assert read_data_row({}, 5) is None
 
 

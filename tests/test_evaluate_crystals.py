@@ -255,6 +255,11 @@ def test_predictions_find_their_truths(tmp_path: Path) -> None:
     assert plain.metrics["plain"]["match_rate"].value == 2 / 3
     assert any("by their composition" in note for note in plain.notes)
     assert any("1 true structures have no prediction" in note for note in plain.notes)
+    numbered = extxyz(tmp_path / "numbered.extxyz", truths, request=[70, 30, 50])
+    named = evaluate(extxyz(tmp_path / "n.extxyz", [KCL, WURTZITE, NACL_CSCL], request=[50, 30, 70]), None, truth=numbered)
+    assert named.metrics["n"]["match_rate"].value == 2 / 3 and named.per_sample["truth"].tolist() == [
+        "#".join(("numbered.extxyz", k)) for k in "321"
+    ]
     # Not far: structures to substitute in are found by the name of the reference.
     assert "substitution" in plain.metrics
 

@@ -183,12 +183,12 @@ PROPERTIES: tuple[Definition, ...] = (
         "The same with the prediction of a trained network in the place of the calculation, named in the notes.", _EDM,
     ),
     Definition(
-        "property_mae_random", "the same, random real system", "", "",
+        "property_mae_random", "asked property, random real system", "", "",
         "Mean absolute difference between what was asked of the samples and the values of random real systems: what a model "
         "reaches that does not listen (for the data column: two random real systems).", _EDM,
     ),
     Definition(
-        "property_mae_size", "the same, real system of its size", "", "",
+        "property_mae_size", "asked property, real system of its size", "", "",
         "The same with random real systems that have the sample's number of atoms: what a model reaches that gets only the size "
         "right.", _EDM,
     ),
@@ -208,7 +208,7 @@ def definition(name: str) -> Definition:
     base = DEFINITIONS[whole]
     if base in PROPERTIES:
         unit = base.unit or UNITS.get(part, "")
-        return Definition(name, f"{part}: {base.title}", unit, base.better, base.text, base.source)
+        return Definition(name, base.title.replace("property", part), unit, base.better, base.text, base.source)
     if part.startswith("at_"):
         n = part.removeprefix("at_")
         text = f"As {whole}, with the best of the first {n} predictions."

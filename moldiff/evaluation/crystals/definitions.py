@@ -113,37 +113,38 @@ CRYSTALS: tuple[Definition, ...] = (
         _GLITTER,
     ),
     Definition(
-        "e_above_hull", "energy above hull, median", "eV/atom", "lower",
+        "e_above_hull", "above hull, median (relaxed)", "eV/atom", "lower",
         f"Median energy above the convex hull {_SUBSET}, relaxed {_JUDGE}; one that can't be computed counts as infinitely high.",
         _HULL,
     ),
     Definition(
-        "e_above_hull_raw", "energy above hull as generated, median", "eV/atom", "lower",
+        "e_above_hull_raw", "above hull, median (as generated)", "eV/atom", "lower",
         "The same without relaxing.", _HULL,
     ),
     Definition(
-        "stable", "stable", "%", "higher", f"Share {_SUBSET} whose relaxed energy lies on or below the hull {_JUDGE}.", _HULL,
+        "stable", "stable (relaxed)", "%", "higher",
+        f"Share {_SUBSET} whose relaxed energy lies on or below the hull {_JUDGE}.", _HULL,
     ),
     Definition(
-        "metastable", "within 0.1 eV/atom of the hull", "%", "higher",
+        "metastable", "within 0.1 eV/atom of the hull (relaxed)", "%", "higher",
         "Share of the same subset whose relaxed energy lies at most 0.1 eV/atom above the hull.", _HULL,
     ),
     Definition(
-        "stable_unique_novel", "stable, unique and novel", "%", "higher",
+        "stable_unique_novel", "stable, unique, novel (relaxed)", "%", "higher",
         "Share of all n samples, estimated from the subset, that are structurally valid, on or below the hull when relaxed, "
         "unique and novel (both judged as generated; the notes say whether novelty is exact or coarse).",
         _MATTERGEN,
     ),
     Definition(
-        "metastable_unique_novel", "within 0.1 eV/atom, unique and novel", "%", "higher",
+        "metastable_unique_novel", "within 0.1 eV, unique, novel (relaxed)", "%", "higher",
         "The same with at most 0.1 eV/atom above the hull.", _MATTERGEN,
     ),
     Definition(
-        "stable_unique_novel_raw", "stable, unique and novel, not relaxed", "%", "higher",
+        "stable_unique_novel_raw", "stable, unique, novel (as generated)", "%", "higher",
         "As stable_unique_novel, with the energy of the structure as generated.", _MATTERGEN,
     ),
     Definition(
-        "metastable_unique_novel_raw", "within 0.1 eV/atom, unique and novel, not relaxed", "%", "higher",
+        "metastable_unique_novel_raw", "within 0.1 eV, unique, novel (as generated)", "%", "higher",
         "The same with the energy of the structure as generated.", _MATTERGEN,
     ),
     Definition(

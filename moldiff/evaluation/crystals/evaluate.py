@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from moldiff.data.crystal_entry import CrystalEntry
 from moldiff.data.location import find_data
 from moldiff.data.sources import open_source
 from moldiff.data.store import Store
@@ -22,7 +23,8 @@ from moldiff.evaluation.reference import Reference, load_reference
 from moldiff.evaluation.result import Evaluation
 
 if TYPE_CHECKING:
-    from moldiff.data.crystal_entry import CrystalEntry, CrystalRow
+    from moldiff.chem.crystals import Crystal
+    from moldiff.data.crystal_entry import CrystalRow
 
 #: The name of the baseline's column.
 BASELINE = "substitution"
@@ -103,11 +105,12 @@ def _baseline(
     baseline = SubstitutionBaseline(store)
     rows: list[CrystalEntry] = []
     kept = truths.kept
+    numbers = {row: number for number, row in truths.requests.items()}
     for done, row in enumerate(kept, 1):
         crystal = truths.crystals[row]
         assert crystal is not None
         made = baseline.predict(crystal.numbers, most)
-        rows += _entries(made, row, len(rows))
+        rows += _entries(made, row, numbers.get(row, row), len(rows))
         if tell is not None:
             tell(done, len(kept))
     if not rows:
@@ -120,11 +123,9 @@ def _baseline(
     return found
 
 
-def _entries(made: Sequence[object], row: int, first: int) -> list[CrystalEntry]:
-    from moldiff.data.crystal_entry import CrystalEntry
-
+def _entries(made: Sequence[Crystal], row: int, request: int, first: int) -> list[CrystalEntry]:
     return [
-        CrystalEntry(first + i, f"truth_{row}_{i + 1}", first + i, crystal, {REQUEST: float(row)})  # type: ignore[arg-type]
+        CrystalEntry(first + i, f"truth_{row}_{i + 1}", first + i, crystal, {REQUEST: float(request)})
         for i, crystal in enumerate(made)
     ]
 

@@ -298,8 +298,9 @@ def _energies(
         )
         verdicts = [judged[i].verdict for i in chosen]
         _stability(verdicts, columns, metrics, len(judged), sum(one.verdict.structure_valid for one in judged), n)
-        if all(v.novel is None for v in verdicts):
-            notes.append("novelty in the rates of stable samples is the coarse one")
+        if any(v.known_label is not None or v.novel is not None for v in verdicts):
+            exact = any(v.novel is not None for v in verdicts)
+            notes.append(f"novelty in the rates of stable samples is {'that of StructureMatcher' if exact else 'the coarse one'}")
     for column, values in columns.items():
         whole: list[Any] = [None] * len(judged)
         for i, value in zip(chosen, values, strict=True):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from moldiff.evaluation.crystals.basic import JudgedCrystal
 from moldiff.evaluation.crystals.matching import composition_key
 
 if TYPE_CHECKING:
-    from moldiff.data.crystal_entry import CrystalRow
+    from moldiff.data.crystal_entry import CrystalEntry, CrystalRow
 
 #: The property of a prediction that numbers the row of its truth.
 REQUEST = "request"
@@ -29,13 +29,15 @@ REQUEST = "request"
 class Truths:
     """True structures by row: ``crystals`` [n] (None for a row that can't be used), ``names``, and a ``title`` for the notes.
 
-    ``store`` is the prepared data set's split that they are from, None where they are from files.
+    ``store`` is the prepared data set's split that they are from, None where they are from files; ``requests`` maps the numbers
+    that a file itself gives to its structures (``request``) to their rows.
     """
 
     title: str
     names: list[str]
     crystals: list[Crystal | None]
     store: Store | None = None
+    requests: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def kept(self) -> list[int]:
@@ -93,8 +95,9 @@ def read_truths(given: str | Path) -> Truths:
 def assign(judged: Sequence[JudgedCrystal], truths: Truths) -> Assignment:
     """Find the truth of each sample by its ``request``, or, where no sample carries one, by its composition.
 
-    Requests may count from 0 or from 1: the way in which more samples have the composition of their truth is taken. Without
-    requests the samples of a composition are dealt out in equal runs to the truths that have it, in the order of both.
+    Where the truths carry a ``request`` themselves, equal numbers belong together. Otherwise it is the number of the truth's row,
+    counted from 0 or from 1: the way in which more samples have the composition of their truth is taken. Without requests the
+    samples of a composition are dealt out in equal runs to the truths that have it, in the order of both.
     """
     asked = [_number(one) for one in judged]
     if all(number is None for number in asked):
@@ -102,21 +105,25 @@ def assign(judged: Sequence[JudgedCrystal], truths: Truths) -> Assignment:
     keys = [None if c is None else composition_key(c.numbers) for c in truths.crystals]
     mine = [None if one.crystal is None else composition_key(one.crystal.numbers) for one in judged]
 
-    def hits(first: int) -> int:
-        rows = [-1 if a is None else a - first for a in asked]
-        return sum(0 <= r < len(keys) and m is not None and keys[r] == m for r, m in zip(rows, mine, strict=True))
+    def hits(rows: Mapping[int, int]) -> int:
+        found = [rows.get(-1 if number is None else number, -1) for number in asked]
+        return sum(r >= 0 and m is not None and keys[r] == m for r, m in zip(found, mine, strict=True))
 
-    first = 1 if hits(1) > hits(0) else 0
+    from_0, from_1 = ({i + first: i for i in range(len(keys))} for first in (0, 1))
+    rows: Mapping[int, int] = from_1 if hits(from_1) > hits(from_0) else from_0
+    how = "counted from 1" if rows is from_1 else "counted from 0"
+    if truths.requests:
+        rows, how = truths.requests, "which the true structures carry too"
     ranks: defaultdict[int, int] = defaultdict(int)
     places: list[tuple[int, int] | None] = []
     for number in asked:
-        row = -1 if number is None else number - first
-        if not 0 <= row < len(keys) or keys[row] is None:
+        row = rows.get(-1 if number is None else number, -1)
+        if row < 0 or keys[row] is None:
             places.append(None)
             continue
         places.append((row, ranks[row]))
         ranks[row] += 1
-    return Assignment(places, f"by their request, counted from {first}", sum(place is None for place in places))
+    return Assignment(places, f"by their request, {how}", sum(place is None for place in places))
 
 
 def _by_composition(judged: Sequence[JudgedCrystal], truths: Truths) -> Assignment:
@@ -154,16 +161,19 @@ def _prepared(parts: Sequence[str], path: Path) -> tuple[Store, int] | None:
 def _read(title: str, rows: Sequence[CrystalRow], store: Store | None = None) -> Truths:
     names: list[str] = []
     crystals: list[Crystal | None] = []
+    requests: dict[int, int] = {}
     for row in rows:
         entry = row.entry()
         crystal = entry.crystal
         if entry.problem or crystal is None or check_crystal(crystal.numbers, crystal.frac_coords, crystal.lattice):
             crystal = None
+        if (number := _number(entry)) is not None and store is None:
+            requests.setdefault(number, len(names))
         names.append(entry.name)
         crystals.append(crystal)
-    return Truths(title, names, crystals, store)
+    return Truths(title, names, crystals, store, requests)
 
 
-def _number(one: JudgedCrystal) -> int | None:
+def _number(one: JudgedCrystal | CrystalEntry) -> int | None:
     value = one.properties.get(REQUEST)
     return int(value) if value is not None and value == value and value == int(value) else None

@@ -86,7 +86,7 @@ def read_data_row(values: Mapping[str, Any], n_samples: int) -> DataRow | None:
     metrics |= {name: Estimate.from_dict(value) for name, value in at.get(near, {}).items()}
     notes = list(values.get("notes", ()))
     if near in at:
-        notes.append(f"distances are those of {int(near):,} of its molecules at a time, since they fall with n")
+        notes.append(f"distances are those of {int(near):,} of them at a time, since they fall with n")
     return DataRow(str(values.get("title", "real molecules, held out")), n, metrics, notes)
 
 
