@@ -63,6 +63,14 @@ def generate(
     strength: Annotated[float | None, typer.Option(help="How far, above 0 to 1.", show_default="0.5 with --like")] = None,
     smiles: Annotated[str | None, typer.Option(help="Conformers of this molecule.")] = None,
     positions: Annotated[Path | None, typer.Option(help="Types and bonds for the positions in this file.")] = None,
+    condition: Annotated[list[str] | None, typer.Option(help="Ask for NAME=VALUE or NAME=8..10; may be repeated.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Above 1: follow conditions more closely, at twice the calls.")] = None,
+    guidance_function: Annotated[str | None, typer.Option(help="MODULE:FUNCTION of clean atoms: go up its gradient.")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="Multiplies it.", show_default="1")] = None,
+    reward: Annotated[list[str] | None, typer.Option(help="qed, logp, ring_count, xtb:gap, MODULE:FUNCTION ...; summed.")] = None,
+    target: Annotated[list[str] | None, typer.Option(help="NAME=VALUE or NAME=VALUE:DEVIATION, such as dipole=3.")] = None,
+    particles: Annotated[int | None, typer.Option(help="Systems drawn for each sample with a reward.", show_default="8")] = None,
+    reward_strength: Annotated[float | None, typer.Option(help="Of p(x) exp(strength reward).", show_default="chosen")] = None,
     batch_size: Annotated[str, typer.Option(help="Samples in hand at once; the samples do not depend on it.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
@@ -77,7 +85,9 @@ def generate(
     controls = specs_from(
         info, formula=formula, z=z, compositions=compositions, elements=elements, exclude=exclude, require=require,
         keep=keep, keep_atoms=keep_atoms, keep_smarts=keep_smarts, grow=grow, resamplings=resamplings,
-        like=like, strength=strength, smiles=smiles, positions=positions,
+        like=like, strength=strength, smiles=smiles, positions=positions, conditions=condition, guidance=guidance,
+        guidance_function=guidance_function, guidance_scale=guidance_scale, reward=reward, target=target, particles=particles,
+        reward_strength=reward_strength,
     )  # fmt: skip
     request = make_request(
         info, n, seed=seed, steps=steps, sampler=sampler, options=options, grid=grid, temperature=temperature, size=size,

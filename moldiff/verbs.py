@@ -6,7 +6,7 @@ A new verb is a key of ``Verbs``, a line in ``specs_from`` and an option of the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -34,6 +34,17 @@ class Verbs(TypedDict, total=False):
     strength: float | None  # the time to noise them to
     smiles: str | None  # conformers of this molecule
     positions: Any  # types, charges and bonds for these positions
+    conditions: Mapping[str, Any] | Sequence[str] | None  # {"gap": 9.0, "dipole": (1, 2)} or ["gap=9", "dipole=1..2"]
+    guidance: float | None  # how closely conditions are followed: 1 as trained, above 1 more closely, at twice the calls
+    guidance_function: str | Callable[[Any], Any] | None  # of moldiff.sampling.gradient_guidance.CleanAtoms
+    guidance_scale: float | None  # multiplies it
+    guidance_way: str | None  # by the gradient at the clean prediction ("clean") or through the "denoiser"
+    guidance_clip: float | None  # no move is larger, in posterior standard deviations
+    reward: Any  # a function of an RDKit molecule or pymatgen Structure, a name, or several, summed
+    target: Mapping[str, Any] | Sequence[str] | None  # {"dipole": 3.0} or ["dipole=3", "gap=9:0.5"]
+    particles: int | None  # systems that go through the network for every sample that comes back
+    reward_strength: float | None  # of p(x) exp(strength reward); None: chosen on the way
+    reward_options: Mapping[str, Any] | None  # further fields of moldiff.steer.reward.Reward
 
 
 def specs_from(info: ModelInfo, **verbs: Unpack[Verbs]) -> tuple[Spec, ...]:
@@ -47,8 +58,15 @@ def specs_from(info: ModelInfo, **verbs: Unpack[Verbs]) -> tuple[Spec, ...]:
     from moldiff.composition import compositions_from, elements_from
     from moldiff.given import graph_from, like_from, positions_from
     from moldiff.keep import keep_from
+    from moldiff.steer.conditions import conditions_from
+    from moldiff.steer.gradient import guide_from
+    from moldiff.steer.reward import reward_from
 
     found: list[Spec | None] = [
+        conditions_from(verbs.get("conditions"), verbs.get("guidance")),
+        guide_from(
+            verbs.get("guidance_function"), verbs.get("guidance_scale"), verbs.get("guidance_way"), verbs.get("guidance_clip")
+        ),
         compositions_from(verbs.get("formula"), verbs.get("z"), verbs.get("compositions")),
         keep_from(
             verbs.get("keep"), verbs.get("keep_atoms"), verbs.get("keep_smarts"), verbs.get("grow"), verbs.get("resamplings")
@@ -58,5 +76,9 @@ def specs_from(info: ModelInfo, **verbs: Unpack[Verbs]) -> tuple[Spec, ...]:
         positions_from(verbs.get("positions")),
         # after what is kept, whose atoms it counts
         elements_from(verbs.get("elements"), verbs.get("exclude"), verbs.get("require")),
-    ]
+        reward_from(
+            verbs.get("reward"), verbs.get("target"), verbs.get("particles"), verbs.get("reward_strength"),
+            verbs.get("reward_options"), info,
+        ),
+    ]  # fmt: skip
     return tuple(spec for spec in found if spec is not None)

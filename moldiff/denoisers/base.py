@@ -18,17 +18,20 @@ class Denoiser(Protocol):
 
     ``xt`` noisy batch, ``t`` [S] in [0, 1], ``previous`` the last clean prediction (self-conditioning) or None. Returns an
     AtomBatch with a value for each continuous field and logits for each categorical one. Guidance takes a Denoiser and
-    returns a Denoiser. One that remembers systems, or wraps another, has a method ``reorder`` (see the function).
+    returns a Denoiser, which holds the other as ``denoiser``; one that remembers systems has a method ``reorder``.
     """
 
     def __call__(self, xt: AtomBatch, t: Tensor, previous: AtomBatch | None = None) -> AtomBatch: ...
 
 
 def reorder(denoiser: Denoiser, index: Tensor) -> None:
-    """Tell a denoiser, where it wants to know, that row k from now on is what row ``index[k]`` was."""
-    move = getattr(denoiser, "reorder", None)
-    if move is not None:
-        move(index)
+    """Tell a denoiser, and all that it holds, that row k from now on is what row ``index[k]`` was."""
+    part: object | None = denoiser
+    while part is not None:
+        move = getattr(part, "reorder", None)
+        if move is not None:
+            move(index)
+        part = getattr(part, "denoiser", None)
 
 
 @dataclass(frozen=True)

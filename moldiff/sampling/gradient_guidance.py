@@ -12,7 +12,7 @@ from torch.nn.functional import one_hot
 
 from moldiff.core.batch import AtomBatch
 from moldiff.core.vocabulary import Vocabulary
-from moldiff.denoisers.base import Denoiser, reorder
+from moldiff.denoisers.base import Denoiser
 from moldiff.diffusion.joint import Diffusion
 from moldiff.diffusion.lattice import LogLattice
 from moldiff.diffusion.process import Process, per_system
@@ -135,10 +135,6 @@ class GradientGuided:
                 g = torch.where(per_system(sound, g), g, torch.zeros_like(g))
                 moved[name] = moved[name] + self._move(name, g, t, xt).to(moved[name].dtype)
         return AtomBatch(xt.mask, moved)
-
-    def reorder(self, index: Tensor) -> None:
-        """Row k from now on is what row ``index[k]`` was."""
-        reorder(self.denoiser, index)
 
     def _value(self, xt: AtomBatch, t: Tensor, prediction: AtomBatch, p: Mapping[str, Tensor]) -> Tensor:
         atoms = self._atoms(xt, t, prediction, p)

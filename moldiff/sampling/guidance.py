@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from moldiff.core.batch import AtomBatch
-from moldiff.denoisers.base import Denoiser, reorder
+from moldiff.denoisers.base import Denoiser
 from moldiff.diffusion.joint import Diffusion
 from moldiff.sampling.control import Control
 
@@ -47,7 +47,6 @@ class Guided:
         """Row k from now on is what row ``index[k]`` was."""
         if self.last is not None:
             self.last = self.last[0][index], self.last[1][index]
-        reorder(self.denoiser, index)
 
 
 def _stack(first: AtomBatch, second: AtomBatch) -> AtomBatch:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from moldiff.core.batch import AtomBatch
-from moldiff.denoisers.base import Denoiser, reorder
+from moldiff.denoisers.base import Denoiser
 from moldiff.diffusion.joint import Diffusion
 from moldiff.errors import BadRequest, unknown
 
@@ -36,7 +36,3 @@ class Sharpened:
             before = previous.replace(**{k: previous.data[k] * v for k, v in self.temperature.items()})
         prediction = self.denoiser(xt, t, before)
         return prediction.replace(**{k: prediction.data[k] / v for k, v in self.temperature.items()})
-
-    def reorder(self, index: Tensor) -> None:
-        """Row k from now on is what row ``index[k]`` was."""
-        reorder(self.denoiser, index)

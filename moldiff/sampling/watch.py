@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from moldiff.core.batch import AtomBatch
-from moldiff.denoisers.base import Denoiser, reorder
+from moldiff.denoisers.base import Denoiser
 
 
 class Watched:
@@ -29,4 +29,3 @@ class Watched:
     def reorder(self, index: Tensor) -> None:
         """Row k from now on is what row ``index[k]`` was."""
         self.spoilt = self.spoilt[index]
-        reorder(self.denoiser, index)
