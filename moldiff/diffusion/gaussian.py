@@ -106,6 +106,10 @@ class Gaussian(Process):
         m = like.scope_mask(self.name)
         return torch.where(m.reshape(*m.shape, *[1] * (value.dim() - m.dim())), value, torch.zeros_like(value))
 
+    def inside(self, prediction: Tensor, like: AtomBatch) -> Tensor:
+        """A prediction as the steps see it: zero on padding and, where asked, of zero mean."""
+        return self._inside(prediction, like)
+
     def draw(self, like: AtomBatch, rng: Streams) -> Tensor:
         """Unit noise for the field, in the zero-mean subspace where asked."""
         eps = rng.normal(like, self.name)
