@@ -359,6 +359,9 @@ def test_properties_of_molecules_by_gfn2(tmp_path: Path) -> None:
     broken = Atoms("H2", [[0, 0, 0], [0, 0, 0.01]], info={"asked_gap": 1.0})
     again = evaluate([water, broken], None).metrics["samples"]
     assert again["property_mae/gap"].value == pytest.approx(0, abs=1e-6) and again["property_failed/gap"].value == 0.5
+    lost = tmp_path / "lost.xyz"
+    lost.write_text("1\nasked_gap=2.5\nXx 0 0 0\n" + "2\nasked_gap=4.0\nH 0 0 0\nH 0 0 0.74\n")
+    assert evaluate(lost, None).metrics["lost"]["property_failed/gap"].value == 0.5
     shipped = load_reference("qm9")
     assert set(shipped.properties) == {"homo", "lumo", "gap", "dipole"}
     assert shipped.data_row["metrics"]["property_mae/gap"]["value"] < 0.01

@@ -38,10 +38,10 @@ class SdfRow:
         with rdBase.BlockLogs():
             mol = Chem.MolFromMolBlock(block + "M  END\n", sanitize=False, removeHs=False, strictParsing=False)
         if mol is None:
-            return Entry(self.row, name, self.row, problem="not a readable SDF record")
+            return Entry(self.row, name, self.row, properties=properties, problem="not a readable SDF record")
         numbers = np.array([atom.GetAtomicNum() for atom in mol.GetAtoms()], dtype=np.int64)
         if len(numbers) == 0:
-            return Entry(self.row, name, self.row, problem="no atoms")
+            return Entry(self.row, name, self.row, properties=properties, problem="no atoms")
         positions = mol.GetConformer().GetPositions()
         problem = _flat(mol, numbers, positions)
         bonds: Bonds | None = None

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from moldiff.data.entry import Entry
 from moldiff.data.tables import read_columns
 
+_LAYOUT = ("Lattice", "Properties", "pbc")
 _CHARGES = ("charge", "total_charge", "net_charge")
 
 
@@ -50,7 +51,10 @@ class XyzRow:
         )
 
     def _rejected(self, problem: str) -> Entry:
-        return Entry(self.row, self.name, self.row, problem=problem)
+        # What the frame says of itself stays: a sample that failed was still asked for something.
+        info = read_comment(self.comment)
+        scalars = ((k, v) for k, v in info.items() if np.ndim(v) == 0 and not isinstance(v, bool) and k not in _LAYOUT)
+        return Entry(self.row, self.name, self.row, properties=read_columns(scalars)[0], problem=problem)
 
 
 def parse_frame(frame: XyzRow) -> tuple[NDArray[np.int64], NDArray[np.float64], dict[str, Any]]:
