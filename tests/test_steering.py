@@ -7,7 +7,9 @@ import math
 import numpy as np
 import pytest
 import torch
+import yaml
 
+from moldiff.cli import main
 from moldiff.core.batch import AtomBatch
 from moldiff.core.rng import Streams
 from moldiff.data.workers import Workers
@@ -331,3 +333,44 @@ def test_a_reward_that_does_not_fit_the_model_is_refused(tiny_model):
 def test_a_denoiser_without_memory_needs_no_method():
     plain: Denoiser = oracle().denoiser(DIFFUSION)
     Memory(plain).reorder(torch.tensor([0]))
+
+
+def test_a_reward_goes_with_element_limits_and_gradients(generator):
+    drawn = generator.sample(
+        4, seed=1, steps=16, size=6, reward=compact, particles=3, reward_options={"n_processes": 0}, exclude="O,N",
+        guidance_function=lambda atoms: atoms.count(6),
+    )  # fmt: skip
+    assert all(set(s.numbers.tolist()) <= {1, 6} for s in drawn)
+    assert all(s.info["reward"] == pytest.approx(compact(s), rel=1e-4) for s in drawn)
+    carbons = [int((s.numbers == 6).sum()) for s in drawn]
+    plain = generator.sample(4, seed=1, steps=16, size=6, exclude="O,N")
+    assert sum(carbons) > sum(int((s.numbers == 6).sum()) for s in plain)
+
+
+def test_generate_takes_rewards_and_says_in_one_sentence_what_is_wrong(tiny_model, tmp_path, capsys):
+    out = tmp_path / "run"
+    asked = ["generate", "--model", str(tiny_model), "-n", "2", "--steps", "8", "--out", str(out)]
+    steering = ["--reward", "qed", "--target", "ring_count=2:0.5", "--particles", "2"]
+
+    def run(*more: str) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as end:
+            main([*asked, *more])
+        return int(end.value.code or 0), capsys.readouterr().err
+
+    assert run(*steering)[0] == 0
+    assert (out / "samples.csv").read_text().splitlines()[0].endswith(",reward")
+    settings = yaml.safe_load((out / "run.yaml").read_text())["settings"]["reward"]
+    assert settings["terms"] == ["rdkit:qed", "rdkit:RingCount=2:0.5"] and settings["particles"] == 2
+    assert run("--resume", *steering)[0] == 0
+    code, message = run("--resume", *steering, "--reward-strength", "3")
+    assert code == 2 and "was made with reward = " in message
+    for wrong, words in (
+        (["--reward", "qedd"], "did you mean 'qed'"),
+        (["--particles", "3"], "particles need a reward"),
+        (["--condition", "gap=9"], "was trained without conditions"),
+        (["--guidance", "2"], "guidance needs a condition"),
+        (["--guidance-function", "nowhere:f"], "can't be imported"),
+        (["--reward", "chgnet:energy"], "is one of a crystal"),
+    ):
+        code, message = run(*wrong)
+        assert code == 2 and words in message and len(message.strip().splitlines()) == 1
