@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 STORAGE = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 #: Molecules of the held-out split from which the data row is computed, at most.
 N_DATA_ROW = 10_000
+BONDS = {"generated": "generated with the atoms"}
 #: Crystals of a data set that must all be known to a reference for it to be that of the data set.
 N_PROBE = 50
 
@@ -192,13 +193,15 @@ def card_text(
     config: Config, n_parameters: int, sizes: Mapping[int, int], reference: Reference | None, facts: Mapping[str, str]
 ) -> str:
     """The model card: what the model makes, from what it learned, how it was trained and what to beware of."""
-    from moldiff.chem.molecules import symbols
+    from moldiff.chem.formula import named_elements
 
-    elements = ", ".join(symbols(config.vocabulary["atom_types"]))
+    elements = named_elements(config.vocabulary["atom_types"])
+    told = "atom_types" in config.given
     things = f"{config.kind}s"
     rows: dict[str, Any] = {
         "makes": f"{things} of {elements} with {min(sizes)} to {max(sizes)} atoms",
-        "bonds": {"generated": "generated with the atoms"}.get(config.bonds, f"inferred from distances ({config.bonds})"),
+        **({"bonds": BONDS.get(config.bonds, f"inferred from distances ({config.bonds})")} if things == "molecules" else {}),
+        **({"is told": "the composition: a formula and the number of its units in the cell"} if told else {}),
         "network": f"{config.network.name}, {n_parameters:,} parameters",
         "fields": ", ".join(f"{name} ({f.process})" for name, f in config.fields.items()),
         "training data": f"{config.data.name}, {sum(sizes.values()):,} {things}",
@@ -213,8 +216,9 @@ def card_text(
         f"# {config.name}\n\n"
         f"A diffusion model that makes {things} of {elements}, trained on {config.data.name}.\n\n"
         f"| | |\n| --- | --- |\n{table}\n\n"
-        f"Use: `moldiff generate --model {config.name} -n 100 --out candidates` or, in Python, "
-        f'`Generator.from_pretrained("{config.name}").sample(100, seed=0)`.\n\n'
+        f"Use: `moldiff generate --model {config.name} {'--formula NaCl --z 4 ' if told else ''}-n 100 --out candidates` or, in "
+        f"Python, `Generator.from_pretrained(\"{config.name}\").sample(100{', formula=\"NaCl\", z=4' if told else ''}, seed=0)`."
+        "\n\n"
         "Samples resemble the training data and nothing else: elements, sizes and chemistry outside it are out of reach, and "
         "no sample was checked for stability in the laboratory, synthesis or safety.\n"
     )

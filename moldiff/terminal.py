@@ -116,12 +116,12 @@ def _number(value: Any, digits: int) -> str:
 
 def models_table(models: Iterable[ModelInfo]) -> Table:
     """One row a model."""
-    from moldiff.chem.molecules import symbols
+    from moldiff.chem.formula import named_elements
 
     rows = []
     for info in models:
         c = info.config
-        elements = " ".join(symbols(c.vocabulary["atom_types"]))
+        elements = named_elements(c.vocabulary["atom_types"], between=" ")
         sampling = f"{c.sampling.sampler}, {c.sampling.steps}"
         sizes = f"{min(info.sizes)}-{max(info.sizes)}"
         rows.append([info.name, f"{c.kind}s", elements, sizes, sampling, f"{info.n_parameters / 1e6:.1f} M"])

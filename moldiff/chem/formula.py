@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 #: A formula of more text than this is none that anybody writes.
@@ -63,6 +64,18 @@ def parse_elements(text: Any) -> tuple[int, ...]:
             near = next((symbol for symbol in atomic_numbers if symbol.lower() == word.lower() and symbol != "X"), None)
             raise ValueError(f"there is no element {_short(word)}" + (f"; did you mean {near}?" if near else ""))
     return tuple(dict.fromkeys(int(atomic_numbers[word]) for word in words))
+
+
+def named_elements(numbers: Sequence[int], most: int = 12, between: str = ", ") -> str:
+    """The symbols of atomic numbers, or where there are more than ``most`` how many, from which to which and which are left out."""
+    from ase.data import chemical_symbols
+
+    z = sorted(numbers)
+    if len(z) <= most:
+        return between.join(chemical_symbols[k] for k in z)
+    gaps = [k for k in range(z[0], z[-1]) if k not in z]
+    text = f"{len(z)} elements, {chemical_symbols[z[0]]} to {chemical_symbols[z[-1]]}"
+    return text + (f" without {' '.join(chemical_symbols[k] for k in gaps)}" if 0 < len(gaps) <= most else "")
 
 
 def _coefficient(part: str) -> tuple[float, str]:
