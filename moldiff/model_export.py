@@ -197,6 +197,7 @@ def card_text(
 
     elements = named_elements(config.vocabulary["atom_types"])
     told = "atom_types" in config.given
+    option, argument = (" --formula NaCl --z 4", ', formula="NaCl", z=4') if told else ("", "")
     things = f"{config.kind}s"
     rows: dict[str, Any] = {
         "makes": f"{things} of {elements} with {min(sizes)} to {max(sizes)} atoms",
@@ -216,9 +217,8 @@ def card_text(
         f"# {config.name}\n\n"
         f"A diffusion model that makes {things} of {elements}, trained on {config.data.name}.\n\n"
         f"| | |\n| --- | --- |\n{table}\n\n"
-        f"Use: `moldiff generate --model {config.name} {'--formula NaCl --z 4 ' if told else ''}-n 100 --out candidates` or, in "
-        f"Python, `Generator.from_pretrained(\"{config.name}\").sample(100{', formula=\"NaCl\", z=4' if told else ''}, seed=0)`."
-        "\n\n"
+        f"Use: `moldiff generate --model {config.name}{option} -n 100 --out candidates` or, in Python, "
+        f'`Generator.from_pretrained("{config.name}").sample(100{argument}, seed=0)`.\n\n'
         "Samples resemble the training data and nothing else: elements, sizes and chemistry outside it are out of reach, and "
         "no sample was checked for stability in the laboratory, synthesis or safety.\n"
     )

@@ -51,6 +51,13 @@ def progress_bars(
         yield partial(stage, ""), stage
 
 
+@contextmanager
+def progress_bar(console: Console, label: str, total: int) -> Iterator[Callable[[float, int], None]]:
+    """A bar with a count and the time left; gives a function of (done, total)."""
+    with progress_bars(console, label, total) as (tell, _):
+        yield tell
+
+
 def plain_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]], left: int = 1) -> Table:
     """A table whose first ``left`` columns are words and whose others are numbers."""
     from rich import box

@@ -67,7 +67,7 @@ def parse_elements(text: Any) -> tuple[int, ...]:
 
 
 def named_elements(numbers: Sequence[int], most: int = 12, between: str = ", ") -> str:
-    """The symbols of atomic numbers, or where there are more than ``most`` how many, from which to which and which are left out."""
+    """The symbols of atomic numbers, or where they are more than ``most`` their number, first, last and what is left out."""
     from ase.data import chemical_symbols
 
     z = sorted(numbers)
