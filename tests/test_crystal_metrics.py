@@ -17,7 +17,7 @@ from moldiff.data.crystal_entry import CrystalEntry, to_crystal_system
 from moldiff.data.store import Store, pack, write_store
 from moldiff.errors import BadRequest, MoldiffError
 from moldiff.evaluation.cache import ResultCache
-from moldiff.evaluation.crystals import composition
+from moldiff.evaluation.crystals import composition, csp
 from moldiff.evaluation.crystals.baseline import SubstitutionBaseline
 from moldiff.evaluation.crystals.basic import entries_of, judge_crystal, judge_crystals
 from moldiff.evaluation.crystals.csp import compare_predictions
@@ -195,7 +195,7 @@ def test_distances_between_distributions(tmp_path: Path) -> None:
     assert other["space_group_tv"].value == pytest.approx(1 / 3) and other["element_tv"].value == 1
 
 
-def test_match_rates() -> None:
+def test_match_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     truths = [NACL, WURTZITE, NACL_CSCL, chiral(1)]
     blurred = noisy(WURTZITE, 0.1)
     overlap = Crystal(NACL.numbers, NACL.frac_coords * [[1, 1, 1], [0.16, 0.16, 0.16]], NACL.lattice)
@@ -214,6 +214,10 @@ def test_match_rates() -> None:
     # The two polymorphs of NaCl were predicted for each other.
     assert values["metre"] == 3 / 4 and values["crmse"] == pytest.approx((near + 0.5) / 4, abs=1e-3)
     assert found.reasons == {"no structure": 2, "non-finite numbers": 1} and found.given_up == 0
+    monkeypatch.setattr(csp, "MOST_ACROSS", 1)
+    crowded = compare_predictions(truths, predictions, composition=False)
+    assert crowded.n_across == 2 and "metre" not in crowded.metrics(n_resamples=10)
+    assert crowded.best(1).tolist() == pytest.approx(found.best(1).tolist(), nan_ok=True)
     clashing = compare_predictions([NACL], [[overlap]], composition=False)
     assert not clashing.counted.any() and clashing.metrics(n_resamples=10)["match_rate_valid"].value == 0
     with pytest.raises(ValueError, match="2 true structures"):

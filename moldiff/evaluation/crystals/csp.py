@@ -6,6 +6,7 @@ ltol 0.3, angle_tol 10). METRe and cRMSE: Martirossyan et al., "All that structu
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,9 @@ from moldiff.evaluation.crystals.composition import smact_valid
 from moldiff.evaluation.crystals.matching import CSP, PAIR_LIMIT, Pair, compare_all, composition_key
 from moldiff.evaluation.parallel import Progress
 
+#: Pairs across requests that METRe may need: of 2,000 structures of one element (carbon_24) it would take four million.
+MOST_ACROSS = 200_000
+
 
 @dataclass(frozen=True)
 class CspResult:
@@ -29,7 +33,8 @@ class CspResult:
     ``rms`` [n, k] holds the RMS distance of each prediction to its own truth in units of (V/N)^(1/3), NaN where they do not
     match; ``counted`` [n, k] tells whether prediction and truth are both valid (structure and, where ``composition`` is set,
     SMACT). ``metre_rms`` [n]: the least distance of any first prediction of the same composition, NaN where none matches.
-    ``given_up``: pairs that took too long or could not be compared, counted as no match.
+    ``given_up``: pairs that took too long or could not be compared, counted as no match. ``n_across``: pairs across requests of
+    one composition that were too many to be compared; METRe and cRMSE are then left out (0 otherwise).
     """
 
     rms: NDArray[np.float64]
@@ -38,6 +43,7 @@ class CspResult:
     composition: bool
     given_up: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
+    n_across: int = 0
 
     @property
     def n(self) -> int:
@@ -60,6 +66,8 @@ class CspResult:
                 best = self.best(k, valid=valid)
                 table[f"match_rate{name}{suffix}"] = _rate(~np.isnan(best), n_resamples)
                 table[f"match_rmse{name}{suffix}"] = mean(best, n_resamples=n_resamples)
+        if self.n_across:
+            return table
         table["metre"] = _rate(~np.isnan(self.metre_rms), n_resamples)
         table["crmse"] = mean(np.where(np.isnan(self.metre_rms), CSP.stol, self.metre_rms), n_resamples=n_resamples)
         return table
@@ -68,7 +76,11 @@ class CspResult:
         """Return one row a true structure: the RMS of its first prediction and the best of all, NaN where none matches."""
         every = self.best(self.rms.shape[1])
         return [
-            {"rms": float(self.rms[i, 0]), "best_rms": float(every[i]), "metre_rms": float(self.metre_rms[i])}
+            {
+                "rms": float(self.rms[i, 0]),
+                "best_rms": float(every[i]),
+                "metre_rms": math.nan if self.n_across else float(self.metre_rms[i]),
+            }
             for i in range(self.n)
         ]
 
@@ -99,9 +111,10 @@ def compare_predictions(
     same: defaultdict[object, list[int]] = defaultdict(list)
     for i, truth in enumerate(truths):
         same[composition_key(truth.numbers)].append(i)
+    n_across = sum(len(others) * (len(others) - 1) for others in same.values())
     across = [
         (i, other)
-        for others in same.values()
+        for others in (same.values() if n_across <= MOST_ACROSS else ())
         for i in others
         for other in others
         if other != i and predictions[other] and sound[other, 0] in ("", "overlapping atoms")
@@ -128,7 +141,8 @@ def compare_predictions(
     reasons: dict[str, int] = {}
     for reason in filter(None, sound.values()):
         reasons[reason] = reasons.get(reason, 0) + 1
-    return CspResult(rms, counted, metre, composition, sum(match.given_up for match in found), reasons)
+    given_up = sum(match.given_up for match in found)
+    return CspResult(rms, counted, metre, composition, given_up, reasons, n_across if n_across > MOST_ACROSS else 0)
 
 
 def _sound(crystal: Crystal | None) -> str:

@@ -228,6 +228,7 @@ def _predictions(
         (n_empty, "true structures have no prediction and count as not found"),
         (found.n_lost, "samples belong to none of the true structures"),
         (result.given_up, "comparisons were given up and count as no match"),
+        (result.n_across, "pairs across requests of one composition are too many: METRe and cRMSE are left out"),
     ):
         if n:
             notes.append(f"{n:,} {text}")
