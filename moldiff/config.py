@@ -76,6 +76,7 @@ class TrainingConfig(_Strict):
     self_conditioning: float = Field(0.5, ge=0, le=1)
     condition_dropout: float = Field(0.12, ge=0, le=1)  # of all conditions together: the null condition of guidance
     condition_dropout_each: float = Field(0.3, ge=0, le=1)  # of each on its own, in models of several
+    clean_share: float = Field(0.5, ge=0, le=1)  # of a regressor's training systems without noise
     time_power: float = Field(1.0, gt=0)  # above 1: more training at low noise, where geometry is decided
     start_from: str | None = None
     condition_lr: float = Field(1.0, gt=0)
@@ -138,7 +139,8 @@ class Config(_Strict):
     given: list[str] = []
     conditions: list[str] = []
     condition_classes: dict[str, int] = {}  # conditions that are classes 0 .. K - 1 rather than numbers: {name: K}
-    condition_stats: dict[str, ConditionStats] = {}  # filled by training, from its data
+    targets: list[str] = []  # a regressor: the columns that it predicts; it makes no samples
+    condition_stats: dict[str, ConditionStats] = {}  # of conditions and targets, filled by training from its data
     network: NetworkConfig = NetworkConfig()
     max_atoms: int = Field(64, ge=1)
     training: TrainingConfig = TrainingConfig()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -72,7 +73,7 @@ def export_model(
         (part / SETTINGS).write_text(portable(config).to_yaml(), encoding="utf-8")
         histogram = {"n_atoms": {str(k): int(v) for k, v in sorted(sizes.items())}}
         (part / SIZES).write_text(json.dumps(histogram, indent=1) + "\n", encoding="utf-8")
-        if reference is None and store is not None:
+        if reference is None and store is not None and not config.targets:
             reference = reference_of(store, config)
         if reference is not None:
             reference.save(part / REFERENCE)
@@ -120,6 +121,11 @@ def export_run(
         "trained": f"{state['elapsed'] / 60:.0f} minutes, {state['done']:,} steps, {state['seen']:,} systems seen",
         **(facts or {}),
     }
+    if config.targets and (run / "samples.csv").is_file():
+        with open(run / "samples.csv", encoding="utf-8") as file:
+            last = list(csv.DictReader(file))[-1]
+        errors = [f"{name} {last[f'{name}_mae']} {config.condition_stats[name].unit}".rstrip() for name in config.targets]
+        given["mean absolute error, held out"] = ", ".join(errors)
     weights, sizes = {**state["weights"], **state["ema"]}, size_histogram(columns)
     return export_model(weights, config, store, out, given, sizes=sizes, reference=reference, storage=storage)
 
@@ -152,7 +158,7 @@ def reference_of(store: Store, config: Config) -> Reference | None:
 
 
 def crystal_reference_of(store: Store, config: Config) -> Reference:
-    """The same for crystals; a reference that ships is taken where it is that of this data set, since making one takes minutes."""
+    """The same for crystals; a reference that ships is taken where it is that of this data set, as making one takes minutes."""
     import numpy as np
 
     from moldiff.evaluation.crystals.basic import judge_crystals
@@ -176,7 +182,7 @@ def crystal_reference_of(store: Store, config: Config) -> Reference:
 def condition_rows(config: Config) -> dict[str, str]:
     """Rows of the card that name the conditions, their units and where they were trained."""
     rows = {}
-    for name in config.conditions:
+    for name in [*config.conditions, *config.targets]:
         stats = config.condition_stats.get(name)
         if stats is None:
             continue
@@ -185,8 +191,28 @@ def condition_rows(config: Config) -> dict[str, str]:
         else:
             where = f"{stats.low:.4g} to {stats.high:.4g} {stats.unit}".rstrip() + " (1st to 99th percentile of training; "
             where += f"seen {stats.least:.4g} to {stats.greatest:.4g}, mean {stats.mean:.4g})"
-        rows[f"condition `{name}`"] = f"{where}, known of {stats.known:,} training systems"
+        rows[f"{'target' if config.targets else 'condition'} `{name}`"] = f"{where}, known of {stats.known:,} training systems"
     return rows
+
+
+def regressor_card(config: Config, elements: str, n_parameters: int, sizes: Mapping[int, int], facts: Mapping[str, str]) -> str:
+    """The card of a regressor: what it predicts, from what it learned and how well."""
+    part = "" if config.data.part is None else f", {config.data.part[0]:.0%} to {config.data.part[1]:.0%} of it in a fixed order"
+    rows: dict[str, Any] = {
+        "predicts": f"{', '.join(config.targets)} of {config.kind}s of {elements} with {min(sizes)} to {max(sizes)} atoms",
+        "sees": f"{', '.join(config.fields)}; clean systems ({config.training.clean_share:.0%} in training) and noised ones",
+        "network": f"{config.network.name}, pooled, {n_parameters:,} parameters",
+        "training data": f"{config.data.name}{part}, {sum(sizes.values()):,} {config.kind}s",
+        **condition_rows(config),
+        **facts,
+    }
+    table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+    return (
+        f"# {config.name}\n\nA regressor of properties, trained on {config.data.name}, with gradients for guidance.\n\n"
+        f"| | |\n| --- | --- |\n{table}\n\n"
+        f'Use: `PropertyRegressor.from_pretrained("{config.name}").predict(molecules)` from `moldiff.regressor`.\n\n'
+        "It knows what its training data resembles and nothing else; outside it the numbers mean nothing.\n"
+    )
 
 
 def card_text(
@@ -198,6 +224,8 @@ def card_text(
     elements = named_elements(config.vocabulary["atom_types"])
     told = "atom_types" in config.given
     option, argument = (" --formula NaCl --z 4", ', formula="NaCl", z=4') if told else ("", "")
+    if config.targets:
+        return regressor_card(config, elements, n_parameters, sizes, facts)
     things = f"{config.kind}s"
     rows: dict[str, Any] = {
         "makes": f"{things} of {elements} with {min(sizes)} to {max(sizes)} atoms",

@@ -17,7 +17,10 @@ from moldiff.config import Config, load_config
 from moldiff.errors import BadRequest, DamagedFile, unknown
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from moldiff.denoisers.base import NetworkDenoiser
+    from moldiff.denoisers.regressor import Regressor
     from moldiff.evaluation.reference import Reference
 
 SHIPPED = Path(__file__).parent / "models"
@@ -71,20 +74,33 @@ class ModelInfo:
         return load_reference(self.folder / REFERENCE)
 
     def denoiser(self) -> NetworkDenoiser:
-        """The network with its weights, on the CPU, in evaluation mode; raises ``DamagedFile`` where they don't fit."""
+        """The network with its weights, on the CPU, in evaluation mode.
+
+        Raises ``DamagedFile`` where they don't fit, ``BadRequest`` for a regressor.
+        """
+        from moldiff.assemble import build_denoiser
+
+        denoiser = build_denoiser(self.config)
+        self._load_into(denoiser)
+        return denoiser.eval()
+
+    def regressor(self) -> Regressor:
+        """The regressor with its weights, as ``denoiser``; raises ``BadRequest`` for a model that makes samples."""
+        from moldiff.assemble import build_regressor
+
+        regressor = build_regressor(self.config)
+        self._load_into(regressor)
+        return regressor.eval()
+
+    def _load_into(self, module: nn.Module) -> None:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        from moldiff.assemble import build_denoiser
-
         path = self.folder / WEIGHTS
-        denoiser = build_denoiser(self.config)
         try:
-            weights = {key: value.float() for key, value in load_file(path).items()}
-            denoiser.load_state_dict(weights)
+            module.load_state_dict({key: value.float() for key, value in load_file(path).items()})
         except (OSError, SafetensorError, RuntimeError) as error:
             raise DamagedFile(f"{path} does not fit its {SETTINGS}: {str(error).splitlines()[0]}") from None
-        return denoiser.eval()
 
 
 def shipped_models() -> dict[str, Path]:

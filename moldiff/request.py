@@ -126,6 +126,8 @@ def make_request(
     n = whole_number("n", n)
     if n < 1:
         raise BadRequest(f"n must be at least 1, found {n}")
+    if info.config.targets:
+        raise BadRequest(f"{info.name} predicts {', '.join(info.config.targets)} and makes no samples")
     seed = whole_number("seed", seed)
     if not 0 <= seed < 2**63:
         raise BadRequest(f"seed must lie in 0 to 2^63 - 1, found {seed}")

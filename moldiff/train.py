@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moldiff.config import Config, apply_overrides, load_config, parse_config
 from moldiff.errors import BadRequest
 from moldiff.model_store import ModelInfo
+
+if TYPE_CHECKING:
+    from moldiff.data.store import Store
 
 #: Sections of the settings that a resume may change; anything else would be another model.
 MAY_CHANGE = ("training", "sampling", "data")
@@ -52,6 +55,10 @@ def train(
         print(f"{store.folder} has no column {name!r}: that condition of {settings.name} is not trained further", flush=True)
     settings = with_condition_stats(settings, columns, store.meta.get("properties", {}))
     first: dict[str, Any] = {}
+    if settings.targets:
+        if base is not None:
+            raise BadRequest(f"{settings.name} is a regressor, which begins with fresh weights, not with those of {base.name}")
+        first["held_out"] = _held_out(settings, store)
     if base is not None:
         from moldiff.training.warm import new_weights, warm_weights
 
@@ -84,8 +91,22 @@ def train(
     if base is not None and base.config.data.name == settings.data.name and base.sizes == size_histogram(columns):
         reference = base.reference()  # the same data: what takes minutes to compute is there
     info = export_run(folder, folder / "model", reference=reference)
-    print(f"wrote {info.folder}; use it with: moldiff generate --model {info.folder} -n 100 --out candidates", flush=True)
+    use = f"moldiff generate --model {info.folder} -n 100 --out candidates"
+    if settings.targets:
+        use = f'moldiff.regressor.PropertyRegressor.from_pretrained("{info.folder}").predict(molecules)'
+    print(f"wrote {info.folder}; use it with: {use}", flush=True)
     return info
+
+
+def _held_out(settings: Config, store: Store) -> dict[str, Any] | None:
+    """The columns of the held-out systems that the model can represent; None where the data set has no such split."""
+    from moldiff.data.store import Store
+    from moldiff.training.data import training_columns
+
+    if settings.data.held_out not in store.meta["splits"]:
+        return None
+    data = settings.data.model_copy(update={"part": None, "skip_unknown": True})
+    return training_columns(settings.model_copy(update={"data": data}), Store(store.folder, settings.data.held_out))[0]
 
 
 def _settings(

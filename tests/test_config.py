@@ -8,7 +8,7 @@ import pytest
 import yaml
 from conftest import SETTINGS, tiny_config
 
-from moldiff.assemble import build_denoiser
+from moldiff.assemble import build_denoiser, build_regressor
 from moldiff.config import apply_overrides, load_config, parse_config
 from moldiff.errors import BadRequest
 
@@ -19,7 +19,7 @@ CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 def test_every_settings_file_of_the_repository_builds_a_model(path):
     config = load_config(path)
     assert config.name == path.stem
-    build_denoiser(config)
+    (build_regressor if config.targets else build_denoiser)(config)
 
 
 def test_yaml_goes_round():

@@ -78,6 +78,9 @@ class EGNN(nn.Module):
     ``bond_types`` adds bond features to the pairs and a head on the last layer's messages.
     """
 
+    #: Modules that ``features`` does without.
+    HEADS = ("atom_logits", "bond_hidden", "bond_out")
+
     def __init__(
         self,
         signature: Signature,
@@ -109,7 +112,19 @@ class EGNN(nn.Module):
 
     def forward(self, seen: AtomBatch, t: Tensor, memory: AtomBatch | None = None) -> AtomBatch:
         """seen and memory as ``NetworkDenoiser`` gives them, t [S] -> raw outputs."""
-        mask, start = seen.mask, seen.positions
+        h, moved, message, pair_mask = self._trunk(seen, t, memory)
+        out = {"positions": center(moved, seen.mask), **self.atom_logits(h, seen.mask)}
+        if self.inputs.with_bonds:
+            both = message + message.transpose(1, 2)
+            out["bond_types"] = self.bond_out(F.silu(self.bond_hidden(both))) * pair_mask
+        return AtomBatch(seen.mask, out)
+
+    def features(self, seen: AtomBatch, t: Tensor) -> Tensor:
+        """Node channels [S, N, width] after the last layer: invariants from which properties can be read."""
+        return self._trunk(seen, t, None)[0]
+
+    def _trunk(self, seen: AtomBatch, t: Tensor, memory: AtomBatch | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        start = seen.positions
         pair_mask = seen.pair_mask[..., None].to(start.dtype)
         time = t[:, None, None].to(start.dtype).expand(-1, seen.n_max, 1)
         nodes = [*self.inputs.nodes(seen, memory), time]
@@ -127,8 +142,4 @@ class EGNN(nn.Module):
         for layer in self.layers:
             h, step, message = layer(h, start + moved, edges, sets, pair_mask)
             moved = moved + step  # summed apart from start, so that small displacements keep their digits
-        out = {"positions": center(moved, mask), **self.atom_logits(h, mask)}
-        if self.inputs.with_bonds:
-            both = message + message.transpose(1, 2)
-            out["bond_types"] = self.bond_out(F.silu(self.bond_hidden(both))) * pair_mask
-        return AtomBatch(mask, out)
+        return h, moved, message, pair_mask

@@ -114,6 +114,9 @@ class ThinPair(nn.Module):
     does. ``precision`` is the dtype of the wide products ("float32" or "bfloat16"); geometry is always float32.
     """
 
+    #: Modules that ``features`` does without.
+    HEADS = ("node_out", "set_out", "out_gain", "bond_nodes", "bond_hidden", "bond_out")
+
     def __init__(
         self,
         signature: Signature,
@@ -152,6 +155,16 @@ class ThinPair(nn.Module):
             self.bond_out = Linear(pair_hidden, signature.classes("bond_types"), gain=0.3)
 
     def forward(self, seen: AtomBatch, t: Tensor, memory: AtomBatch | None = None) -> AtomBatch:
+        h, e, x, both, c, low = self._trunk(seen, t, memory)
+        return self._heads(h, e, x, both, c, seen, low)
+
+    def features(self, seen: AtomBatch, t: Tensor) -> Tensor:
+        """Node channels [S, N, width] after the last layer: invariants from which properties can be read."""
+        return self._trunk(seen, t, None)[0]
+
+    def _trunk(
+        self, seen: AtomBatch, t: Tensor, memory: AtomBatch | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, torch.dtype]:
         low = torch.bfloat16 if self.precision == "bfloat16" else torch.float32
         mask, sig = seen.mask, self.signature
         padded = not bool(mask.all())
@@ -188,7 +201,7 @@ class ThinPair(nn.Module):
             bias = torch.zeros(mask.shape, device=noisy.device, dtype=low).masked_fill(~mask, -1e4)[:, None, None]
         for layer in self.layers:
             h, e, x = layer(h, e, x, c, bias, count)
-        return self._heads(h, e, x, both, c, seen, low)
+        return h, e, x, both, c, low
 
     def _heads(self, h: Tensor, e: Tensor, x: Tensor, both: Tensor, c: Tensor, seen: AtomBatch, low: torch.dtype) -> AtomBatch:
         mask, sig = seen.mask, self.signature

@@ -24,8 +24,9 @@ def with_condition_stats(config: Config, columns: Mapping[str, Tensor], units: M
     for name in config.condition_classes:
         if name not in config.conditions:
             raise unknown("condition (in condition_classes)", name, config.conditions)
-    stats = {name: found for name, found in config.condition_stats.items() if name in config.conditions}
-    for name in config.conditions:
+    names = [*config.conditions, *config.targets]
+    stats = {name: found for name, found in config.condition_stats.items() if name in names}
+    for name in names:
         if name in stats:
             continue
         if PROPERTY + name not in columns:
@@ -60,13 +61,16 @@ def condition_stats(name: str, values: Tensor, unit: str = "", n_classes: int = 
 def standardised(config: Config, columns: Mapping[str, Tensor]) -> Tensor | None:
     """The conditions as the network sees them, float32 [M, n_conditions], NaN where unknown; None for a model without.
 
+    A regressor's targets take their place.
+
     A condition with statistics and without a column (one that the model knows from earlier training) is unknown everywhere.
     """
-    if not config.conditions:
+    names = config.targets or config.conditions
+    if not names:
         return None
     n = len(columns["n_atoms"])
     parts = []
-    for name in config.conditions:
+    for name in names:
         values = columns.get(PROPERTY + name)
         if values is None:
             parts.append(torch.full((n,), torch.nan))

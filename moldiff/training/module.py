@@ -32,6 +32,7 @@ class TrainOptions:
     self_conditioning: float = 0.5
     condition_dropout: float = 0.12
     condition_dropout_each: float = 0.3
+    clean_share: float = 0.5
     time_power: float = 1.0
     condition_lr: float = 1.0
     pull: float = 0.0
@@ -103,12 +104,16 @@ class DiffusionModule(lightning.LightningModule):
                 previous = self.denoiser(xt, t)
         return diffusion.loss(self.denoiser(xt, t, previous), x0, xt, t)
 
+    def total(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """What is descended on: the weighted sum over fields, averaged over the batch."""
+        return self.denoiser.diffusion.total(losses).mean()
+
     def training_step(self, step: Tensor, batch_index: int) -> Tensor:
         index = int(step)
         x0 = self.batches.batch(index).to(self.device)
         rng = Streams.single(stream_seed(self.options.seed + 1, index * self.batches.world + self.batches.rank))
         losses = self.losses(x0, rng)
-        total = self.denoiser.diffusion.total(losses).mean()
+        total = self.total(losses)
         self.seen += x0.n_systems * self.batches.world
         self.recent = {k: float(v.detach().mean()) for k, v in losses.items()} | {"loss": float(total.detach())}
         return total

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moldiff.assemble import build_denoiser, build_vocabulary
+from moldiff.assemble import build_denoiser, build_regressor, build_vocabulary
 from moldiff.config import Config
 from moldiff.core.batch import AtomBatch
 from moldiff.core.rng import Streams
@@ -29,8 +29,8 @@ from moldiff.training.monitor_crystals import monitor_crystals
 
 @dataclass(frozen=True)
 class FitResult:
-    """The denoiser with its averaged weights; whether the run reached its end (rather than being asked to stop); optimiser steps,
-    seconds and systems seen over all resumes; and whether this is the process that writes files."""
+    """The denoiser (or regressor) with its averaged weights; whether the run reached its end (rather than being asked to stop);
+    optimiser steps, seconds and systems seen over all resumes; and whether this is the process that writes files."""
 
     denoiser: NetworkDenoiser
     complete: bool
@@ -103,13 +103,15 @@ def fit(
     resume: bool = False,
     start_from: Mapping[str, Tensor] | None = None,
     new: Sequence[str] = (),
+    held_out: Mapping[str, Tensor] | None = None,
     **trainer_options: Any,
 ) -> FitResult:
     """Train on a store's columns.
 
     ``out`` receives ``state.pt``, ``settings.yaml``, ``curve.csv``, ``curve.png`` and ``samples.csv``. ``resume`` continues
     from ``out/state.pt`` exactly; ``start_from`` gives first weights (fine-tuning), of which ``new`` were not trained before.
-    ``trainer_options`` go to Lightning's Trainer (devices, num_nodes, strategy, accelerator ...).
+    A regressor is measured now and then on the columns of ``held_out`` systems. ``trainer_options`` go to Lightning's Trainer
+    (devices, num_nodes, strategy, accelerator ...).
     """
     warnings.filterwarnings("ignore", module="lightning")
     import lightning
@@ -119,6 +121,7 @@ def fit(
 
     from moldiff.training.callbacks import Clock, Curve, Monitor, SaveState
     from moldiff.training.module import DiffusionModule, TrainOptions
+    from moldiff.training.regression import RegressionModule, monitor_regressor
     from moldiff.training.state import read_state, restore
 
     t = config.training
@@ -131,7 +134,7 @@ def fit(
     except OSError as error:
         raise BadRequest(f"cannot write to {out}: {error.strerror}") from None
     torch.manual_seed(t.seed)
-    denoiser = build_denoiser(config)
+    denoiser: Any = build_regressor(config) if config.targets else build_denoiser(config)
     if start_from is not None:
         denoiser.load_state_dict(dict(start_from))
     origin = None if start_from is None else {k: v for k, v in start_from.items() if k not in set(new)}
@@ -149,7 +152,9 @@ def fit(
         fields,
         t.bucket_width,
     )
-    module = DiffusionModule(denoiser, batches, options, origin)
+    module = (RegressionModule if config.targets else DiffusionModule)(denoiser, batches, options, origin)
+    if isinstance(module, RegressionModule):
+        module.targets = tuple(config.targets)
     state = read_state(out / "state.pt") if resume else None
     if state is not None:
         restore(module, state)
@@ -159,7 +164,10 @@ def fit(
         Curve(out, t.log_every),
         SaveState(out / "state.pt", t.save_minutes, config.to_yaml(), state["optimizer"] if state else None),
     ]
-    if t.sample_minutes is not None and config.kind == "molecule":
+    if config.targets:
+        if t.sample_minutes is not None and held_out is not None:
+            callbacks.append(Monitor(out, t.sample_minutes, monitor_regressor(config, held_out)))
+    elif t.sample_minutes is not None and config.kind == "molecule":
         callbacks.append(Monitor(out, t.sample_minutes, monitor_molecules(config, size_histogram(columns))))
     elif t.sample_minutes is not None:
         callbacks.append(Monitor(out, t.sample_minutes, monitor_crystals(config, columns)))
