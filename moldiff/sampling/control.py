@@ -53,10 +53,6 @@ class Control:
         """
         return after
 
-    def turn(self, model: Memory, sampler: Sampler, diffusion: Diffusion, xt: AtomBatch, rng: Streams) -> AtomBatch:
-        """The state before it is noised on to a later time, from where a part of the way is made again."""
-        return xt
-
     def finish(self, x0: AtomBatch, diffusion: Diffusion) -> AtomBatch:
         """The clean encoded systems, given those that the loop made."""
         return x0
@@ -101,11 +97,6 @@ class Controls(Control):
         for part in self.parts:
             after = part.step(model, sampler, diffusion, before, after, t, s, rng)
         return after
-
-    def turn(self, model: Memory, sampler: Sampler, diffusion: Diffusion, xt: AtomBatch, rng: Streams) -> AtomBatch:
-        for part in self.parts:
-            xt = part.turn(model, sampler, diffusion, xt, rng)
-        return xt
 
     def finish(self, x0: AtomBatch, diffusion: Diffusion) -> AtomBatch:
         for part in self.parts:

@@ -94,7 +94,7 @@ def sample(
     for k in range(len(times) - 1):
         t, s = times[k] * ones, times[k + 1] * ones
         if grid[k + 1] > grid[k]:
-            xt = diffusion.renoise(control.turn(model, sampler, diffusion, xt, rng), t, s, rng)
+            xt = diffusion.renoise(xt, t, s, rng)
             model.previous = None
             sampler.forget()
         else:

@@ -25,14 +25,14 @@ PICKS = ("best", "draw")
 class Steered(Control):
     """K particles a sample, resampled by the reward of the predicted clean systems.
 
-    Groups of K rows are resampled (systematically) where the time grid rises again, and when noise over signal falls past one of
-    ``levels``. The target is p(x) exp(``strength`` reward(x)): a particle's weight is exp(strength (value - value when its
-    group was last resampled)) where ``potential`` is ``difference``, or exp(strength greatest) for ``max``; the value is its
-    present reward, ``greatest`` the best that its forebears had. In the end weights make up for what resampling has spent, so
-    that the product is exp(strength reward(x_0)) in both. A group is left alone while its effective sample size is at least
-    ``threshold`` K. Where ``strength`` is None, each group takes at each resampling the strength at which its effective sample
-    size is ``threshold`` K: no target distribution, but no scale to choose either. The best that a group had when noise fell past
-    ``low``, from where the grid rises, then comes back in place of its worst.
+    Groups of K rows are resampled (systematically) whenever noise over signal falls past one of ``levels``, and past ``low``,
+    from where the time grid may rise again. The target is p(x) exp(``strength`` reward(x)): a particle's weight is
+    exp(strength (value - value when its group was last resampled)) where ``potential`` is ``difference``, or
+    exp(strength greatest) for ``max``; the value is its present reward, ``greatest`` the best that its forebears had. In the end
+    weights make up for what resampling has spent, so that the product is exp(strength reward(x_0)) in both. A group is left
+    alone while its effective sample size is at least ``threshold`` K. Where ``strength`` is None, each group takes at each
+    resampling the strength at which its effective sample size is ``threshold`` K: no target distribution, but no scale to choose
+    either. The best that a group ever had at ``low`` then comes back in place of its worst.
 
     A particle whose reward is -inf has weight zero; one of which nothing is known (NaN), such as an unfinished molecule, has the
     mean weight of the others. In the end each group's first row is its sample: the particle of the greatest reward (``best``), or
@@ -58,7 +58,6 @@ class Steered(Control):
         self.threshold, self.pick, self.levels, self.n_groups = threshold, pick, tuple(levels), n_groups
         self.low = low
         self.rewards: Tensor | None = None
-        self.found: Tensor | None = None
         self.elite: tuple[Tensor, AtomBatch] | None = None
         self.n_resampled = 0
 
@@ -90,21 +89,15 @@ class Steered(Control):
         if model.previous is None or self.k == 1:
             return after
         high, low = diffusion.schedule.ratio(torch.stack([t[0], s[0]])).tolist()
-        if any(high >= level > low for level in self.levels):
-            after = self._moved(self._rewards(diffusion.finish(model.previous, before)), model, sampler, after, rng)
-        if self.low is not None and high >= self.low > low:
-            self.found = self._rewards(diffusion.finish(model.previous, before))
-            if self.strength is None:
-                after = self._with_elite(self.found, after)
-                model.previous = None  # it does not belong to all rows any more; for all alike, whatever became of each
-                sampler.forget()
-        return after
-
-    def turn(self, model: Memory, sampler: Sampler, diffusion: Diffusion, xt: AtomBatch, rng: Streams) -> AtomBatch:
-        found, self.found = self.found, None
-        if found is None and model.previous is not None and self.k > 1:
-            found = self._rewards(diffusion.finish(model.previous, xt))
-        return xt if found is None else self._moved(found, model, sampler, xt, rng)
+        turns = self.low is not None and high >= self.low > low
+        if not (turns or any(high >= level > low for level in self.levels)):
+            return after
+        rewards = self._rewards(diffusion.finish(model.previous, before))
+        if turns and self.strength is None:
+            after = self._with_elite(rewards, after)
+            model.previous = None  # it does not belong to all rows any more; for all alike, whatever became of each
+            sampler.forget()
+        return self._moved(rewards, model, sampler, after, rng)
 
     def _moved(self, rewards: Tensor, model: Memory, sampler: Sampler, xt: AtomBatch, rng: Streams) -> AtomBatch:
         """The batch with its rows resampled by their rewards."""

@@ -47,7 +47,7 @@ class Reward(Spec):
     rounds: int = ROUNDS
     high: float = HIGH
     low: float = LOW
-    levels: tuple[float, ...] = ()
+    levels: tuple[float, ...] = (0.09,)
     n_processes: int | None = None
     name = "reward"
     _shared: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
