@@ -16,7 +16,7 @@ from moldiff.data.crystal_entry import CrystalRow
 from moldiff.errors import BadRequest
 from moldiff.evaluation.bootstrap import Estimate, mean, median, ratio
 from moldiff.evaluation.cache import ResultCache
-from moldiff.evaluation.conditional import asked_values, property_metrics, regressors, unjudged
+from moldiff.evaluation.crystals.asked import judge_properties
 from moldiff.evaluation.crystals.basic import CrystalVerdict, JudgedCrystal, failures, fractions, judge_crystals
 from moldiff.evaluation.crystals.composition import has_smact, require_smact
 from moldiff.evaluation.crystals.csp import compare_predictions
@@ -150,46 +150,8 @@ def evaluate_crystals(
         metrics |= distances(values, reference.counts)
     if settings.calculator:
         _energies(judged, metrics, extra, notes, settings, cache, stage(settings.calculator))
-    _properties(name, judged, reference, metrics, extra, notes, settings)
+    judge_properties(name, judged, reference, metrics, extra, notes, settings)
     return CrystalSetResult(name, judged, metrics, extra, values, notes, per_truth)
-
-
-def _properties(
-    name: str,
-    judged: list[JudgedCrystal],
-    reference: Reference | None,
-    metrics: dict[str, Estimate],
-    extra: dict[str, list[Any]],
-    notes: list[str],
-    settings: CrystalSettings,
-) -> None:
-    """Compare what was asked for with the density, the relaxed energy above the hull, and regressors."""
-    given = None if settings.properties is None else dict(settings.properties)
-    asked = asked_values([one.properties for one in judged], given, name)
-    if not asked:
-        return
-    notes += [f"asked {column}: nothing here computes it" for column in unjudged(asked, "crystal")]
-    if "e_above_hull" in asked and "e_above_hull" not in extra:
-        notes.append("asked e_above_hull was not computed: that needs a calculator (relax) and a hull file (hull)")
-    values = {"density": [one.verdict.density for one in judged], "e_above_hull": extra.get("e_above_hull", [None] * len(judged))}
-    learnt = {r.name: r.predict(judged) for r in regressors("crystal") if set(r.properties) & set(asked)}
-    notes += [f"regressor: {one}" for one in learnt]
-    sizes = np.array([one.verdict.n_atoms for one in judged])
-    for column, goal in asked.items():
-        extra[f"asked_{column}"] = [value if math.isfinite(value) else None for value in goal.tolist()]
-        found = np.array(values.get(column, [None] * len(judged)), dtype=np.float64)
-        if column == "e_above_hull":
-            # Only the random subset was relaxed; a sample outside it has not failed.
-            goal = np.where([r is not None for r in extra.get("relax_problem", [None] * len(judged))], goal, np.nan)
-        metrics |= property_metrics(
-            column,
-            goal,
-            found,
-            sizes,
-            None if reference is None else reference.properties.get(column),
-            learnt={one: by[column] for one, by in learnt.items() if column in by},
-            n_resamples=settings.n_resamples,
-        )
 
 
 def _predictions(

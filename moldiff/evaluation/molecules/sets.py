@@ -14,10 +14,10 @@ from moldiff.chem.molecules import build_molecule
 from moldiff.data.entry import Entry, Row
 from moldiff.evaluation.bootstrap import Estimate, mean, median, ratio
 from moldiff.evaluation.cache import ResultCache, structure_key
-from moldiff.evaluation.conditional import CALCULATED, asked_values, property_metrics, regressors, unjudged
+from moldiff.evaluation.molecules.asked import judge_properties
 from moldiff.evaluation.molecules.basic import Verdict, crashed, failures, fractions, judged, mark_repeats
 from moldiff.evaluation.molecules.distributions import Profile, Values, collect, distances, diversity, profile
-from moldiff.evaluation.molecules.energy import XtbResult, XtbTask, has_tblite, require_tblite, xtb
+from moldiff.evaluation.molecules.energy import XtbResult, XtbTask, require_tblite, xtb
 from moldiff.evaluation.molecules.posebusters import TIME_LIMIT, bust, require_posebusters
 from moldiff.evaluation.molecules.strain import mmff_strain
 from moldiff.evaluation.parallel import map_items
@@ -136,7 +136,7 @@ def evaluate_set(
     if settings.xtb:
         notes.append(f"GFN2-xTB relaxed {min(len(good), settings.n_relax):,} random valid and connected samples")
         _xtb(samples, good[: settings.n_relax], metrics, extra, settings, cache, stage(f"{name}: GFN2-xTB"))
-    _properties(name, samples, good, reference, metrics, extra, notes, settings, cache, stage(f"{name}: properties"))
+    judge_properties(name, samples, good, reference, metrics, extra, notes, settings, cache, stage(f"{name}: properties"))
     return SetResult(name, samples, metrics, extra, values, notes)
 
 
@@ -217,61 +217,6 @@ def _xtb(
     for column in ("bond_change", "angle_change", "torsion_change"):
         metrics[f"xtb_{column}"] = mean(numbers(column), n_resamples=n)
     metrics["xtb_failed"] = ratio(np.isnan(gains).astype(np.float64), np.ones(len(gains)), n_resamples=n)
-
-
-def _properties(
-    name: str,
-    samples: list[Examined],
-    good: list[int],
-    reference: Reference | None,
-    metrics: dict[str, Estimate],
-    extra: dict[str, list[Any]],
-    notes: list[str],
-    settings: Settings,
-    cache: ResultCache | None,
-    step: Any,
-) -> None:
-    """Compare what was asked for with GFN2-xTB on the geometry as it came, and with regressors."""
-    given = None if settings.properties is None else dict(settings.properties)
-    asked = asked_values([s.entry.properties for s in samples], given, name)
-    if not asked:
-        return
-    notes += [f"asked {column}: nothing here computes it" for column in unjudged(asked, "molecule")]
-    wanted = [column for column in CALCULATED["molecule"] if column in asked]
-    values = {column: np.full(len(samples), np.nan) for column in wanted}
-    if wanted and not has_tblite():
-        notes.append("asked properties were not computed: that needs tblite (pip install tblite)")
-    elif wanted:
-        chosen = sorted(i for i in good if any(np.isfinite(asked[column][i]) for column in wanted))
-        tasks = []
-        for i in chosen:
-            entry = samples[i].entry
-            assert entry.numbers is not None and entry.positions is not None
-            tasks.append(XtbTask(entry.numbers, entry.positions, samples[i].verdict.charge, None, relax=False))
-        found = xtb(tasks, n_processes=settings.n_processes, time_limit=settings.time_limit, cache=cache, progress=step)
-        for column in wanted:
-            values[column][chosen] = [getattr(result, column) for result in found]
-        notes.append(f"asked properties by GFN2-xTB on the geometry as it came, {len(chosen):,} valid and connected samples")
-    learnt = {r.name: r.predict(samples) for r in regressors("molecule") if set(r.properties) & set(asked)}
-    notes += [f"regressor: {one}" for one in learnt]
-    sizes = np.array([s.verdict.n_atoms for s in samples])
-    for column, goal in asked.items():
-        extra[f"asked_{column}"] = _plain(goal)
-        if column in values:
-            extra[f"calculated_{column}"] = _plain(values[column])
-        metrics |= property_metrics(
-            column,
-            goal,
-            values.get(column, np.full(len(samples), np.nan)),
-            sizes,
-            None if reference is None else reference.properties.get(column),
-            learnt={one: found[column] for one, found in learnt.items() if column in found},
-            n_resamples=settings.n_resamples,
-        )
-
-
-def _plain(values: np.ndarray) -> list[float | None]:
-    return [value if np.isfinite(value) else None for value in values.tolist()]
 
 
 def _bust_of(energy: bool, sample: Examined) -> dict[str, bool]:
