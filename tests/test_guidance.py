@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -346,6 +347,10 @@ def test_gradient_guidance_of_a_model_is_reproducible_and_does_what_it_says(cond
         (("math:tow",), "has no 'tow'"),
         (("math:pi",), "is no function but float"),
         (("gapregressor",), "unknown guidance function"),
+        (("qm9@gap=9",), "unknown property of qm9 'gap'"),
+        (("qm9@gap",), "REGRESSOR@PROPERTY=VALUE"),
+        (("qm9@gap=9:0",), "the deviation positive"),
+        (("nowhere@gap=9",), "unknown model 'nowhere'"),
         ((closer, 0.0), "positive"),
         ((closer, 1.0, "sideways"), "unknown way"),
         ((5,), "a function or a name"),
@@ -354,3 +359,17 @@ def test_gradient_guidance_of_a_model_is_reproducible_and_does_what_it_says(cond
 def test_gradient_guidance_that_can_not_be_read_is_refused(arguments, words):
     with pytest.raises(BadRequest, match=words):
         guide_from(*arguments)
+
+
+def test_a_regressor_guides_by_name(conditional, monkeypatch):
+    config = SimpleNamespace(name="judge", targets=["carbons"], condition_stats={"carbons": SimpleNamespace(std=2.0)})
+    monkeypatch.setattr("moldiff.model_store.model_info", lambda name: SimpleNamespace(config=config))
+    judge = SimpleNamespace(from_pretrained=lambda name, device: lambda atoms: {"carbons": atoms.count(6)})
+    monkeypatch.setattr("moldiff.regressor.PropertyRegressor", judge)
+    found = []
+    for value in (0.0, 6.0):
+        spec = guide_from(f"judge@carbons={value:g}")
+        assert spec.loaded().deviation == 0.5 and spec.settings()["function"] == f"judge@carbons={value:g}"
+        drawn = conditional.sample(6, seed=1, size=6, controls=[spec])
+        found.append(sum(int((s.numbers == 6).sum()) for s in drawn))
+    assert found[0] < found[1]

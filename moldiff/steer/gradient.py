@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from moldiff.control import Place, Spec
@@ -25,6 +26,32 @@ _NAMED: dict[str, Callable[[], GuidanceFunction]] = {}
 def register_guidance(name: str, make: Callable[[], GuidanceFunction]) -> None:
     """Make a guidance function known by a name without a colon; ``make`` loads what it needs."""
     _NAMED[name] = make
+
+
+class Toward:
+    """The log likelihood of a property's ``value`` by a trained regressor, normal with standard deviation ``deviation``.
+
+    ``regressor`` is a model's name or folder, loaded at the first call, to the device of what it is asked about.
+    """
+
+    def __init__(self, regressor: str, name: str, value: float, deviation: float | None = None) -> None:
+        from moldiff.model_store import model_info
+
+        config = model_info(regressor).config
+        if name not in config.targets:
+            raise unknown(f"property of {config.name}", name, config.targets)
+        self.regressor, self.name, self.value = regressor, name, value
+        self.deviation = config.condition_stats[name].std / 4 if deviation is None else deviation
+        self._loaded: dict[torch.device, Any] = {}
+
+    def __call__(self, atoms: CleanAtoms) -> Tensor:
+        from moldiff.regressor import PropertyRegressor
+
+        device = atoms.mask.device
+        if device not in self._loaded:
+            self._loaded[device] = PropertyRegressor.from_pretrained(self.regressor, device)
+        found: Tensor = self._loaded[device](atoms)[self.name]
+        return -0.5 * ((found - self.value) / self.deviation).square()
 
 
 @dataclass(frozen=True)
@@ -49,7 +76,7 @@ class Guide(Spec):
         if "function" not in self._shared:
             found = self.function
             if isinstance(found, str):
-                found = imported(found) if ":" in found else _NAMED[found]()
+                found = _toward(found) if "@" in found else imported(found) if ":" in found else _NAMED[found]()
             self._shared.setdefault("function", found)
             self._shared.setdefault("lock", threading.Lock())
         function: GuidanceFunction = self._shared["function"]
@@ -86,16 +113,21 @@ def guide_from(
     way: str | None = None,
     clip: float | None = None,
 ) -> Guide | None:
-    """Read gradient guidance: a function, ``module:function`` or a registered name; raises ``BadRequest``."""
+    """Read gradient guidance: a function, ``module:function``, a registered name, or REGRESSOR@PROPERTY=VALUE[:DEVIATION].
+
+    Raises ``BadRequest`` for what can't be read, a name that leads nowhere and a property that the regressor does not know.
+    """
     if function is None:
         if scale is not None or way is not None or clip is not None:
             raise BadRequest("a scale of gradient guidance needs a function: --guidance-function MODULE:FUNCTION")
         return None
     if isinstance(function, str):
-        if ":" in function:
+        if "@" in function:
+            _toward(function)
+        elif ":" in function:
             imported(function)
         elif function not in _NAMED:
-            raise unknown("guidance function", function, [*_NAMED, "module:function"])
+            raise unknown("guidance function", function, [*_NAMED, "module:function", "REGRESSOR@PROPERTY=VALUE"])
     elif not callable(function):
         raise BadRequest(f"a guidance function is a function or a name, found {function!r}")
     numbers = {"guidance scale": 1.0 if scale is None else scale, "guidance clip": 2.0 if clip is None else clip}
@@ -107,3 +139,17 @@ def guide_from(
     if way is not None and way not in WAYS:
         raise unknown("way of gradient guidance", way, WAYS)
     return Guide(function, float(numbers["guidance scale"]), way or "clean", float(numbers["guidance clip"]))
+
+
+def _toward(text: str) -> Toward:
+    regressor, _, goal = text.rpartition("@")
+    name, equals, numbers = goal.partition("=")
+    try:
+        value, *deviation = [float(part) for part in numbers.split(":")]
+    except ValueError:
+        equals = ""
+    if not (regressor and name and equals) or len(deviation) > 1:
+        raise BadRequest(f"guidance by a regressor is REGRESSOR@PROPERTY=VALUE[:DEVIATION], found {text!r}")
+    if not all(math.isfinite(x) for x in (value, *deviation)) or any(x <= 0 for x in deviation):
+        raise BadRequest(f"value and deviation must be finite, and the deviation positive, found {text!r}")
+    return Toward(regressor, name, value, *deviation)
