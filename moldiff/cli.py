@@ -215,6 +215,38 @@ def bench(
     measure(model, n, steps, device, threads, out)
 
 
+@app.command()
+def denoise(
+    source: Annotated[Path, typer.Argument(help="Distorted structures: SDF, XYZ, extxyz.")],
+    out: Annotated[Path, typer.Option(help="SDF or extxyz to write.")],
+    model: Annotated[str, typer.Option(help="Name of a shipped model, or a model folder.")] = "qm9",
+    noise: Annotated[float | None, typer.Option(help="Noise in Å a coordinate.", show_default="estimated for each")] = None,
+    steps: Annotated[int, typer.Option(help="Network calls a structure.")] = 20,
+    seed: Annotated[int, typer.Option(help="Seed of the classes that have to be made.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+) -> None:
+    """Pull distorted molecules back to plausible ones; their bonds stay."""
+    from moldiff.denoise import denoise_file
+
+    denoise_file(source, out, model, noise, steps, seed, device)
+
+
+@app.command()
+def score(
+    files: Annotated[list[Path], typer.Argument(help="SDF, XYZ, extxyz.")],
+    model: Annotated[str, typer.Option(help="Name of a shipped model, or a model folder.")] = "qm9",
+    out: Annotated[Path | None, typer.Option(help="CSV to write.", show_default="standard output")] = None,
+    method: Annotated[str, typer.Option(help="bound, or flow: the density of positions by the ODE as well.")] = "bound",
+    times: Annotated[int, typer.Option(help="Noise levels of the bound.")] = 24,
+    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+) -> None:
+    """Score molecules by how likely they are under a model: a CSV with an anomaly score a row."""
+    from moldiff.score import score_files
+
+    score_files(files, model, out, method, times, seed, device)
+
+
 @data.command("prepare")
 def data_prepare(
     source: Annotated[str, typer.Argument(help="Files of molecules; or, with --source, the name of the data set.")],

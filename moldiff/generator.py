@@ -31,6 +31,7 @@ from moldiff.sampling.watch import Watched
 from moldiff.verbs import Verbs, specs_from
 
 if TYPE_CHECKING:
+    from moldiff.score import Score
     from moldiff.config import Config
     from moldiff.denoisers.base import Denoiser, NetworkDenoiser
 
@@ -127,6 +128,17 @@ class Generator:
         from moldiff.given import between
 
         return self.sample(n, sampler=sampler, controls=[between(first, second, n, strength)], **options)
+
+    def log_likelihood(self, structures: Any, *, method: str = "bound", **options: Any) -> list[Score]:
+        """What the model thinks of structures: the variational bound of log p, and with ``method`` "flow" the density of the
+        positions given the rest, by the probability-flow ODE (see ``moldiff.score``).
+
+        ``structures`` are a file, molecules, atoms or samples.
+        """
+        from moldiff.score import score
+        from moldiff.structures import as_structures
+
+        return score(self, as_structures(structures), method=method, **options)
 
     def stream(
         self,

@@ -73,6 +73,24 @@ def read_structures(path: str | Path, perceive: bool = True) -> list[Structure]:
     return found
 
 
+def read_anything(path: str | Path) -> list[Structure]:
+    """As ``read_structures``, but a record that can't be used stays in its place, with its ``problem``."""
+    from moldiff.data.sources import read_rows
+
+    found = []
+    for row in read_rows(path):
+        entry = row.entry()
+        if entry.problem or entry.numbers is None or entry.positions is None:
+            none = np.zeros(0, dtype=np.int64)
+            problem = entry.problem or "no coordinates"
+            found.append(Structure(entry.name, none, np.zeros((0, 3), np.float32), None, none, False, problem))
+        else:
+            found.append(structure_of(entry.numbers, entry.positions, entry.bonds, entry.total_charge, entry.name))
+    if not found or all(len(one) == 0 for one in found):
+        raise BadRequest(f"{path} holds no molecules with coordinates")
+    return found
+
+
 def structure_of(
     numbers: Any, positions: Any, bonds: Any = None, total_charge: int | None = None, name: str = "", perceive: bool = True
 ) -> Structure:

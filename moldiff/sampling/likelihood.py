@@ -16,6 +16,7 @@ from torch import Tensor
 
 from moldiff.core.batch import AtomBatch
 from moldiff.core.fields import field
+from moldiff.core.geometry import center
 from moldiff.core.rng import Streams
 from moldiff.denoisers.base import Denoiser
 from moldiff.diffusion.categorical import Categorical
@@ -155,7 +156,7 @@ def flow_likelihood(
 
     With y = x_t / alpha and r = sigma / alpha the ODE is dy / dr = (y - D(y)) / r, D the clean prediction. Heun's method goes
     from time ``first`` to 1 in ``n_steps`` steps of equal length in ln r (two calls and their derivatives each); the trace of D's
-    derivative is estimated by ``n_probes`` vectors drawn from a sphere of the field's subspace (Hutchinson 1990). It is the density of
+    derivative is estimated by ``n_probes`` vectors from a sphere of its subspace (Hutchinson 1990). It is the density of
     structures that carry the noise of time ``first``. Raises ``BadRequest`` for a field whose process is not Gaussian.
     """
     process = diffusion.processes.get(name)
@@ -198,3 +199,19 @@ def flow_likelihood(
     growth = size * float(ends[1] - ends[0]) - lost  # log of the volume that the flow spreads a unit of volume over
     # y = x / alpha at the time at which the density is asked
     return prior + growth - size * process.schedule.alpha(first * ones).log()
+
+
+@torch.no_grad()
+def restoring(denoiser: Denoiser, diffusion: Diffusion, x0: AtomBatch, ratio: float) -> Tensor:
+    """How far the denoiser would move each atom of systems shown as they are, as if they had a little noise: [S, N] in Å.
+
+    ``ratio`` is noise over signal. Atoms of sound structures stay where they are, up to the network's own error.
+    """
+    process = diffusion.processes["positions"]
+    t = process.schedule.time_of_ratio(torch.full((x0.n_systems,), ratio, device=x0.device))
+    clean = center(x0.positions, x0.mask)
+    xt = x0.replace(positions=clean * process.schedule.alpha(t)[:, None, None])
+    prediction = denoiser(xt, t, None)
+    prediction = denoiser(xt, t, prediction)
+    way: Tensor = center(prediction.positions, x0.mask) - clean
+    return way.square().sum(-1).sqrt() * x0.mask
