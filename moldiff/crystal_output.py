@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from moldiff.samples import Sample
 
 XYZ, RANKED, RELAXED = "samples.extxyz", "ranked.csv", "relaxed"
+#: The rates that mean something where compositions were asked for.
+ASKED = ("structure_validity", "crystal_uniqueness")
 #: Columns of relaxed/samples.csv; energies are eV/atom.
 RELAXED_COLUMNS = (
     "id", "request", "formula", "cluster", "energy", "relaxed_energy", "converged", "steps", "rmsd", "volume_change",
@@ -99,7 +101,9 @@ class CrystalOutput(Output):
     def metrics(self) -> dict[str, float]:
         from moldiff.crystal_verdicts import crystal_rates
 
-        return crystal_rates(self.verdicts)
+        rates = crystal_rates(self.verdicts)
+        # Where the composition was asked for, a known structure is no fault.
+        return {k: v for k, v in rates.items() if k in ASKED} if any(self.requests) else rates
 
     def failures(self) -> Mapping[str, int]:
         from moldiff.evaluation.crystals.basic import failures

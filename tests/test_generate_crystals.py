@@ -86,6 +86,7 @@ def test_what_a_run_leaves(whole):
         assert len(list((whole / folder).iterdir())) == 2 * N
     values = json.loads((whole / "metrics.json").read_text())
     assert values["n"] == 2 * N and 0 <= values["metrics"]["structure_validity"] <= 1
+    assert not any("novel" in name for name in values["metrics"]), "a known structure is no fault where it was asked for"
 
 
 def test_the_raw_cif_is_the_sample(whole):
@@ -266,6 +267,28 @@ def test_relaxing_is_written_as_it_comes_and_resumed(known, tmp_path, monkeypatc
             run(tmp_path / "run")
     run(tmp_path / "run")
     assert contents(tmp_path / "run") == contents(tmp_path / "whole")
+
+
+def test_a_calculator_that_hangs_is_stopped_and_recorded(tmp_path, monkeypatch):
+    from moldiff.crystal_output import CrystalOutput
+
+    (tmp_path / "hanging.py").write_text(
+        "import time\nfrom ase.calculators.emt import EMT\n"
+        "class Slow(EMT):\n"
+        "    def calculate(self, *a, **k):\n"
+        "        super().calculate(*a, **k)\n"
+        "        time.sleep(1000 if len(self.atoms) == 4 else 0)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    metals = SampleSet([sample_of(bulk(e, cubic=e == "Al"), i) for i, e in enumerate(("Al", "Cu"))])
+    output, out = CrystalOutput(None, "hanging:Slow", 8.0), tmp_path / "run"
+    out.mkdir()
+    output.texts(out, metals.samples)
+    metals.save(out / "samples.extxyz")
+    output.finish(out)
+    found = {row["id"]: row for row in output.ranked}
+    assert found["sample_0"]["problem"] == "longer than 8 s" and found["sample_1"]["relaxed_energy"]
 
 
 def test_the_command_line_says_what_is_wrong(tiny_csp, tiny_model, tmp_path, capsys):
