@@ -259,3 +259,19 @@ def test_compositions_from_nothing_are_none():
     assert compositions_from() is None
     with pytest.raises(BadRequest, match="empty"):
         compositions_from(compositions=[])
+
+
+def test_elements_and_a_kept_part_go_together(molecules, tmp_path):
+    from rdkit import Chem
+    from rdkit.Chem import AllChem
+
+    mol = Chem.AddHs(Chem.MolFromSmiles("CO"))
+    AllChem.EmbedMolecule(mol, randomSeed=1)
+    Chem.MolToMolFile(mol, str(tmp_path / "x.sdf"))
+    with pytest.raises(BadRequest, match="what is kept holds O"):
+        molecules.sample(2, keep=tmp_path / "x.sdf", keep_atoms="0,1", exclude="O")
+    for sample in molecules.sample(12, keep=tmp_path / "x.sdf", keep_atoms="0,1", exclude="N", require="O,H", size="8-9"):
+        numbers = sample.numbers.tolist()
+        assert numbers[:2] == [6, 8] and 7 not in numbers and 1 in numbers
+    with pytest.raises(BadRequest, match=r"both fix atom_types|can't come from both"):
+        molecules.sample(2, keep=tmp_path / "x.sdf", keep_atoms="0,1", formula="C2H6O")
