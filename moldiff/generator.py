@@ -101,8 +101,9 @@ class Generator:
         ``steps`` counts network calls; ``sampler`` with its ``options`` and ``grid`` are named as in ``moldiff.sampling``; what
         is None is the model's own setting. ``size`` is a number of atoms or a range. ``batch_size`` samples are in hand at
         once. The verbs of ``moldiff.verbs`` (``formula``, ``exclude`` ...) say more; ``controls`` are specifications of
-        ``moldiff.control``. ``start`` is the index of the first sample, so that parts of a run can be drawn apart. ``progress`` is True for a bar or a function of (samples done, n). Raises ``BadRequest``
-        for what the model can't do.
+        ``moldiff.control``. With ``compositions`` ``n`` samples of each are drawn. ``start`` is the index of the first sample,
+        so that parts of a run can be drawn apart. ``progress`` is True for a bar or a function of (samples done, n). Raises
+        ``BadRequest`` for what the model can't do.
         """
         request = self.request(
             n, seed=seed, steps=steps, sampler=sampler, options=options, grid=grid, temperature=temperature, size=size,
