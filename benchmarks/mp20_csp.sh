@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Crystal structure prediction of the shipped mp20-csp on the first 2,000 validation compositions of MP-20, one prediction each and,
+# on the first 200, twenty each; beside them the baseline that swaps elements in known structures.
+#   bash benchmarks/mp20_csp.sh [RUNS_FOLDER]        needs: moldiff data prepare mp20 --source PATH
+set -euo pipefail
+runs="${1:-runs}"
+mkdir -p "$runs"
+for pair in 2000:1 200:20; do
+  n="${pair%:*}" k="${pair#*:}"
+  python benchmarks/compositions.py --data mp20 --split val --n "$n" --out "$runs/compositions_$n.csv"
+  out="$runs/mp20_csp_$k"
+  moldiff generate --model mp20-csp --compositions "$runs/compositions_$n.csv" -n "$k" --seed 0 --out "$out"
+  moldiff evaluate "$out/samples.extxyz" --names mp20-csp --truth "mp20:val:$n" --out "benchmarks/results/mp20_csp_$k"
+done
