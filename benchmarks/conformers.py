@@ -2,9 +2,9 @@
 
     python benchmarks/conformers.py --n 500 --out benchmarks/results/conformers.json
 
-Each validation molecule is one reference conformer (K = 1), of which a SMILES with the stereo marks of its geometry is all that the
-methods are given; 2K samples each. A molecule is covered where the least RMSD of heavy atoms (symmetry considered) is below 0.5 Å;
-AMR is the mean of that least RMSD. Samples whose stereo is wrong after all redraws count as failed.
+Each validation molecule is one reference conformer (K = 1), of which a SMILES with the stereo marks of its geometry is all that
+the methods are given; 2K samples each. A molecule is covered where the least RMSD of heavy atoms (symmetry considered) is below
+0.5 Å; AMR is the mean of that least RMSD. Samples whose stereo is wrong after all redraws count as failed.
 """
 
 from __future__ import annotations

@@ -242,7 +242,7 @@ def score(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
 ) -> None:
     """Score molecules by how likely they are under a model: a CSV with an anomaly score a row."""
-    from moldiff.score import score_files
+    from moldiff.score_files import score_files
 
     score_files(files, model, out, method, times, seed, device)
 

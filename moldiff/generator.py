@@ -31,9 +31,9 @@ from moldiff.sampling.watch import Watched
 from moldiff.verbs import Verbs, specs_from
 
 if TYPE_CHECKING:
-    from moldiff.score import Score
     from moldiff.config import Config
     from moldiff.denoisers.base import Denoiser, NetworkDenoiser
+    from moldiff.score import Score
 
 Progress = Callable[[float, int], None]
 
