@@ -32,6 +32,7 @@ from moldiff.steer.scoring import Scorer
 REWARDS: dict[str, dict[str, Any]] = {
     "qed": {"reward": "qed"},
     "dipole=5": {"reward": None, "target": {"dipole": 5.0}},
+    "dipole=7": {"reward": None, "target": {"dipole": 7.0}},
     "ring_count=4": {"reward": None, "target": {"ring_count": 4.0}},
 }
 

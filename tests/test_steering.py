@@ -19,14 +19,14 @@ from moldiff.diffusion.joint import Diffusion
 from moldiff.diffusion.schedules import VarianceExploding
 from moldiff.errors import BadRequest
 from moldiff.generator import Generator
-from moldiff.samples import Sample
+from moldiff.samples import Sample, SampleSet
 from moldiff.sampling.dpm_solver import DPMSolver
 from moldiff.sampling.grids import make_grid, winding_grid
 from moldiff.sampling.loop import Memory, sample
 from moldiff.sampling.registry import make_sampler
 from moldiff.sampling.steering import Steered, balanced_strength, effective_size, neutral, systematic
 from moldiff.sampling.watch import Watched
-from moldiff.steer.reward import Reward, reward_from
+from moldiff.steer.reward import LEVELS, Reward, can_be_noised, reward_from
 from moldiff.steer.rewards import Term
 from moldiff.steer.scoring import Scorer, importable
 from moldiff.testing import MixtureOracle, NormalField
@@ -121,6 +121,8 @@ def test_a_strength_is_found_for_any_scale_and_particles_without_a_reward():
     strength = balanced_strength(rewards, 0.5)
     assert effective_size(strength[:2] * rewards[:2]).tolist() == pytest.approx([4, 4], rel=1e-3)
     assert strength[2:4].flatten().tolist() == [0, 0]
+    copies = torch.tensor([[9.384, 9.384 + 1e-7, 9.384 - 1e-7]], dtype=torch.float64)
+    assert float(balanced_strength(copies, 0.5)) == 0, "what rounding makes of copies is no reason to choose"
     alive = torch.where(rewards[4].isfinite(), rewards[4] * strength[4], -math.inf)
     assert float(effective_size(alive[None])) == pytest.approx(3, rel=1e-3)
     assert float(strength[5]) > 100, "more than half share the best: the rest is dropped"
@@ -374,3 +376,19 @@ def test_generate_takes_rewards_and_says_in_one_sentence_what_is_wrong(tiny_mode
     ):
         code, message = run(*wrong)
         assert code == 2 and words in message and len(message.strip().splitlines()) == 1
+
+
+def test_a_model_that_can_not_be_noised_is_resampled_on_the_way_down(tiny_crystal):
+    generator = Generator.from_pretrained(tiny_crystal, device="cpu")
+    assert not can_be_noised(generator.info)
+    spec = reward_from("crystal:density", particles=3, info=generator.info)
+    assert spec.rounds == 0 and spec.levels == LEVELS and spec.returns is None
+    with pytest.raises(BadRequest, match="ask for rounds=0"):
+        generator.request(1, reward="crystal:density", reward_options={"rounds": 2})
+    drawn = generator.sample(3, seed=0, steps=10, reward=lambda structure: structure.density, particles=3)
+    again = generator.sample(1, seed=0, steps=10, start=2, reward=lambda structure: structure.density, particles=3)
+    assert drawn[2].info["reward"] == pytest.approx(again[0].info["reward"], rel=1e-5)
+    for one in drawn:
+        if one.info["reward"] is not None:
+            structure = SampleSet([one]).to_pymatgen()[0]
+            assert one.info["reward"] == pytest.approx(float(structure.density), rel=1e-4)

@@ -18,6 +18,8 @@ from moldiff.sampling.loop import Memory, Sampler
 
 #: Rewards of clean encoded systems, float [S]: NaN where there is none as yet, -inf where there will be none.
 Score = Callable[[AtomBatch], Tensor]
+#: Rewards that agree to this share of their size count as the same.
+ALIKE = 1e-5
 POTENTIALS = ("difference", "max")
 PICKS = ("best", "draw")
 
@@ -236,19 +238,21 @@ def systematic(weight: Tensor, uniform: Tensor) -> Tensor:
 def balanced_strength(rewards: Tensor, threshold: float) -> Tensor:
     """The strength of each group [G, 1] at which its effective sample size is ``threshold`` times its particles with a reward.
 
-    0 where all rewards are alike; where more than that share have the greatest reward, a strength at which the rest is gone.
+    It is aimed at no less than 1.5. 0 where all rewards are alike to ``ALIKE``, as those of copies are up to the rounding that goes
+    with their places in the batch; where more than the share have the greatest reward, a strength at which the rest is gone.
     """
     alive = rewards.isfinite()
     n = alive.sum(1, keepdim=True)
     top = torch.where(alive, rewards, -math.inf).amax(1, keepdim=True)
     low = torch.where(alive, rewards, math.inf).amin(1, keepdim=True)
     spread = torch.where(n > 0, top - low, 0.0)
+    spread = torch.where(spread > ALIKE * torch.maximum(top.abs(), low.abs()), spread, 0.0)
     unit = torch.where(spread > 0, spread, 1.0)
     above = torch.where(alive, rewards - torch.where(n > 0, top, 0.0), 0.0) / unit
     least, most = torch.zeros_like(unit), torch.full_like(unit, 1e4)
     for _ in range(60):
         middle = (least + most) / 2
         weight = torch.where(alive, middle * above, -math.inf)
-        large = effective_size(weight)[:, None] > threshold * n
+        large = effective_size(weight)[:, None] > (threshold * n).clamp_min(1.5)
         least, most = torch.where(large, middle, least), torch.where(large, most, middle)
     return torch.where(spread > 0, most / unit, 0.0)
