@@ -238,8 +238,8 @@ def systematic(weight: Tensor, uniform: Tensor) -> Tensor:
 def balanced_strength(rewards: Tensor, threshold: float) -> Tensor:
     """The strength of each group [G, 1] at which its effective sample size is ``threshold`` times its particles with a reward.
 
-    It is aimed at no less than 1.5. 0 where all rewards are alike to ``ALIKE``, as those of copies are up to the rounding that goes
-    with their places in the batch; where more than the share have the greatest reward, a strength at which the rest is gone.
+    It is aimed at no less than 1.5. 0 where all rewards are alike to ``ALIKE``, as those of copies are up to the rounding of
+    their places in the batch; where more than the share have the greatest reward, a strength at which the rest is gone.
     """
     alive = rewards.isfinite()
     n = alive.sum(1, keepdim=True)
