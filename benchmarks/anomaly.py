@@ -4,7 +4,7 @@
 
 Copies: 0.15 Å of normal noise (a coordinate) on one atom; elements swapped with valence kept (a C-H becomes N, an N-H becomes O,
 the geometry stays and one hydrogen goes); for comparison two atoms' elements exchanged without regard to valence. The scores
-compared are the way back of the atom that the model would move most (``anomaly``) and the bound per atom.
+compared are ``anomaly`` (of the worst atom, see ``moldiff.score.Score``) and the bound per atom.
 """
 
 from __future__ import annotations

@@ -70,6 +70,9 @@ class Keep(Spec):
             raise BadRequest(f"{self.label} would have {sizes}, {info.name} makes at most {max(info.sizes)}")
         check_processes(info, FIELDS, self.resamplings)
 
+    def cautions(self, info: ModelInfo) -> list[str]:
+        return [f"{info.name} was not trained with kept parts: few completions may be valid (of qm9's about one in ten was)"]
+
     def check_beside(self, others: Sequence[Spec]) -> None:
         refuse_two(self, others)
 

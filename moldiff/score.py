@@ -17,7 +17,7 @@ from moldiff.core.rng import Streams
 from moldiff.errors import BadRequest, unknown
 from moldiff.given import check_size
 from moldiff.keep import FIELDS, check_known
-from moldiff.sampling.likelihood import check_processes, flow_likelihood, restoring, variational_bound
+from moldiff.sampling.likelihood import check_processes, flow_likelihood, restoring, surprise, variational_bound
 from moldiff.sampling.tiles import Tile, run_tiles
 from moldiff.structures import Structure, encoded_rows
 
@@ -29,17 +29,19 @@ METHODS = ("bound", "flow")
 TIMES = 24
 #: Noise over signal at which an anomaly is looked for; of .03 to .4 the least tells best (docs/experiments.md).
 RATIO = 0.03
+#: Noise over signal at which classes are doubted, and how many Å a nat of doubt counts.
+CLASS_RATIO, WORTH = 0.2, 0.1
 
 
 @dataclass(frozen=True)
 class Score:
     """What a model thinks of one structure; numbers are NaN where ``problem`` says why there are none.
 
-    ``anomaly`` is what to sort by, greater for stranger structures: how far (Å) the model would move the atom that it would
-    move most (``worst_atom``, from 0) if the structure had noise over signal of ``RATIO``. ``log_likelihood`` is a lower
-    bound of log p in nats (positions in Å, at a resolution of 0.04 Å in qm9), ``per_atom`` the same over the number of atoms;
-    ``positions`` and ``classes`` are the parts of the bound. ``flow`` is the log density of the positions given all else, by
-    the ODE, where it was asked for.
+    ``anomaly`` is what to sort by, greater for stranger structures, and ``worst_atom`` (from 0) where it is found: how far
+    (Å) the model would move an atom if the structure had noise over signal of ``RATIO``, and 0.1 Å for each nat by which it
+    doubts the atom's type, charge and bonds. ``log_likelihood`` is a lower bound of log p in nats (positions in Å, at a
+    resolution of 0.04 Å in qm9), ``per_atom`` the same over the number of atoms; ``positions`` and ``classes`` are the parts
+    of the bound. ``flow`` is the log density of the positions given all else, by the ODE, where it was asked for.
     """
 
     name: str
@@ -95,6 +97,7 @@ def score(
         x0 = encoded_rows(place, structures, names)
         streams = Streams.of(seed, tile.filled)
         moved = restoring(generator.denoiser, diffusion, x0, RATIO)
+        moved = moved + WORTH * surprise(generator.denoiser, diffusion, x0, CLASS_RATIO)
         bound = variational_bound(generator.denoiser, diffusion, x0, streams, times)
         flow = torch.full((x0.n_systems,), math.nan)
         if method == "flow":

@@ -202,16 +202,30 @@ def flow_likelihood(
 
 
 @torch.no_grad()
-def restoring(denoiser: Denoiser, diffusion: Diffusion, x0: AtomBatch, ratio: float) -> Tensor:
-    """How far the denoiser would move each atom of systems shown as they are, as if they had a little noise: [S, N] in Å.
-
-    ``ratio`` is noise over signal. Atoms of sound structures stay where they are, up to the network's own error.
-    """
+def shown_clean(denoiser: Denoiser, diffusion: Diffusion, x0: AtomBatch, ratio: float) -> AtomBatch:
+    """The prediction for systems that are shown as they are, as if they had a little noise (``ratio`` of noise over signal)."""
     process = diffusion.processes["positions"]
     t = process.schedule.time_of_ratio(torch.full((x0.n_systems,), ratio, device=x0.device))
-    clean = center(x0.positions, x0.mask)
-    xt = x0.replace(positions=clean * process.schedule.alpha(t)[:, None, None])
-    prediction = denoiser(xt, t, None)
-    prediction = denoiser(xt, t, prediction)
-    way: Tensor = center(prediction.positions, x0.mask) - clean
+    xt = x0.replace(positions=center(x0.positions, x0.mask) * process.schedule.alpha(t)[:, None, None])
+    return denoiser(xt, t, denoiser(xt, t, None))
+
+
+def restoring(denoiser: Denoiser, diffusion: Diffusion, x0: AtomBatch, ratio: float) -> Tensor:
+    """How far the denoiser would move each atom of systems that it is shown as they are: [S, N] in Å.
+
+    Atoms of sound structures stay where they are, up to the network's own error.
+    """
+    prediction = shown_clean(denoiser, diffusion, x0, ratio)
+    way: Tensor = center(prediction.positions, x0.mask) - center(x0.positions, x0.mask)
     return way.square().sum(-1).sqrt() * x0.mask
+
+
+def surprise(denoiser: Denoiser, diffusion: Diffusion, x0: AtomBatch, ratio: float) -> Tensor:
+    """How little the denoiser believes in each atom's classes and (half) its pairs', shown as they are: [S, N] in nats."""
+    prediction = shown_clean(denoiser, diffusion, x0, ratio)
+    total = torch.zeros_like(x0.mask, dtype=torch.float32)
+    for name in diffusion.categorical:
+        logs = prediction.data[name].float().log_softmax(-1).gather(-1, x0.data[name][..., None]).squeeze(-1)
+        entries = -logs * x0.scope_mask(name)
+        total = total + (entries.sum(2) / 2 if field(name).scope == "pair" else entries)
+    return total
