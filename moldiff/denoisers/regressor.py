@@ -28,7 +28,7 @@ class PooledReadout(nn.Module):
         self.n_heads = n_heads
         self.scores = Linear(width, n_heads)
         self.values = Linear(width, width)
-        self.charges = Linear(width, n_dipoles)
+        self.charges = Linear(width, n_dipoles, gain=0.2)  # sums over many atoms: of the size of the averages at first
         self.hidden = Linear(2 * width + n_dipoles, width)
         self.second = Linear(width, width)
         self.out = Linear(width, n_targets, gain=0.3)
