@@ -215,6 +215,18 @@ def test_the_prior_holds_allowed_classes_only(molecules):
     assert shares[1] == shares[3] == 0 and abs(float(shares[0]) - 0.5) < 0.06
 
 
+def test_an_exact_formula_of_an_absorbing_process_is_set_at_once(crystals):
+    from moldiff.core.batch import AtomBatch
+    from moldiff.core.rng import Streams
+
+    like = AtomBatch(torch.ones(3, 4, dtype=torch.bool))
+    counts = torch.tensor([[0, 1, 2, 0, 0, 1, 0], [4, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 2, 0, 2]])
+    diffusion = crystals.denoiser.diffusion
+    drawn = diffusion.prior(like, Streams.of(0, range(3)))
+    xt = Counted("atom_types", counts, counts).start(drawn, diffusion, Streams.of(1, range(3)))
+    assert torch.equal(torch.nn.functional.one_hot(xt.atom_types, 7).sum(1), counts)
+
+
 def test_shifts_bring_expected_counts_to_their_bounds_and_change_nothing_else():
     torch.manual_seed(0)
     logits, mask = 3 * torch.randn(6, 9, 4), torch.ones(6, 9, dtype=torch.bool)

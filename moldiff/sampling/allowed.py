@@ -56,8 +56,15 @@ class Counted(Control):
         return self.denoiser
 
     def start(self, xt: AtomBatch, diffusion: Diffusion, rng: Streams) -> AtomBatch:
-        """Take the forbidden classes out of the prior."""
+        """Take the forbidden classes out of the prior; exact counts of an absorbing process are set at once.
+
+        Atoms are all alike at first, so any may have any of the classes that are to come out, and an absorbing process keeps
+        what is set. That gave more valid crystals than setting them on the way (docs/crystals.md).
+        """
         value, n_classes = xt.data[self.name], self.high.shape[-1]
+        if _absorbs(diffusion, self.name) and bool((self.low == self.high).all()):
+            equal = torch.zeros(*value.shape, n_classes, device=value.device)
+            return xt.replace(**{self.name: assign(equal, self.low, self.high, xt.mask)})
         allowed = (self.high > 0)[:, None].expand(-1, xt.n_max, -1)
         order = (~allowed).to(torch.int8).argsort(dim=-1, stable=True)  # the allowed classes first
         count = allowed.sum(-1)
@@ -83,7 +90,7 @@ class Counted(Control):
         u = rng.uniform(before, self.name, (n_classes,)).double().clamp(1e-12, 1 - 1e-12)
         logits = logits.double() - (-u.log()).log()  # the greatest of these is a draw of the softmax
         process = diffusion.processes[self.name]
-        if getattr(process, "prior_kind", "") == "absorbing":
+        if _absorbs(diffusion, self.name):
             logits = _as_set(logits, before.data[self.name])
         clean = assign(logits, self.low, self.high, before.mask)
         certain = torch.nn.functional.one_hot(clean, n_classes).to(torch.float32) * -NEVER
@@ -159,6 +166,10 @@ def assign(logits: Tensor, low: Tensor, high: Tensor, mask: Tensor, value: Tenso
         rows = moved.nonzero().squeeze(-1)
         value = value.index_put((rows, atom[rows]), into[rows])
     return torch.where(mask, value, torch.zeros_like(value))
+
+
+def _absorbs(diffusion: Diffusion, name: str) -> bool:
+    return getattr(diffusion.processes[name], "prior_kind", "") == "absorbing"
 
 
 def _as_set(logits: Tensor, value: Tensor) -> Tensor:
