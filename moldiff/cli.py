@@ -60,7 +60,7 @@ def generate(
     time_limit: Annotated[float, typer.Option(help="Seconds that one relaxation may take.")] = 120.0,
     clusters: Annotated[bool, typer.Option(help="Crystals: find samples that are the same.")] = True,
     like: Annotated[Path | None, typer.Option(help="Vary these molecules: SDF, XYZ ...")] = None,
-    strength: Annotated[float | None, typer.Option(help="How far, above 0 to 1.", show_default="0.5 with --like")] = None,
+    strength: Annotated[float | None, typer.Option(help="How far, above 0 to 1.", show_default="0.6 with --like")] = None,
     smiles: Annotated[str | None, typer.Option(help="Conformers of this molecule.")] = None,
     positions: Annotated[Path | None, typer.Option(help="Types and bonds for the positions in this file.")] = None,
     condition: Annotated[list[str] | None, typer.Option(help="Ask for NAME=VALUE or NAME=8..10; may be repeated.")] = None,

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 GRAPH_FIELDS = ("atom_types", "charges", "bond_types")
 #: How known classes are shown to the network: as noisy as all else, which it was trained on, or clean (benchmarks/conformers.py).
 SHOWN = "noisy"
+#: Variations of this strength are mostly other molecules that still resemble the given one (benchmarks/variations.py).
+STRENGTH = 0.6
 
 
 def check_size(info: ModelInfo, label: str, n: int) -> None:
@@ -269,7 +271,7 @@ def like_from(like: Any, strength: float | None) -> Like | None:
         if strength is not None:
             raise BadRequest("--strength says how far to go from a molecule: name its file with --like")
         return None
-    return Like(tuple(as_structures(like)), checked_strength(0.5 if strength is None else strength))
+    return Like(tuple(as_structures(like)), checked_strength(STRENGTH if strength is None else strength))
 
 
 def checked_strength(strength: float) -> float:
