@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rewards", nargs="*", default=list(REWARDS), choices=list(REWARDS))
-    parser.add_argument("--rounds", type=int, help="instead of the default")
+    parser.add_argument("--options", type=json.loads, default={}, help="reward_options as JSON, instead of the defaults")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "steering.json")
     args = parser.parse_args()
     results: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {}
@@ -125,8 +125,7 @@ def main() -> None:
             keep(f"{name}, plain, {label}", {**summary(values, texts, len(values)), "seconds": seconds})
             keep(f"{name}, best-of-{args.particles}, {label}", {**summary(top, which, args.n), "seconds": seconds})
     for name in args.rewards:
-        options = {} if args.rounds is None else {"rounds": args.rounds}
-        spec = reward_from(**REWARDS[name], particles=args.particles, options=options)
+        spec = reward_from(**REWARDS[name], particles=args.particles, options=args.options)
         assert spec is not None
         key = f"{name}, steered, {json.dumps({k: v for k, v in spec.settings().items() if k not in ('terms', 'particles')})}"
         if key in table:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 #: Noise over signal between which the way is made again, and how often: below the low level the prediction tells what a sample
 #: becomes, up to the high one little is decided. Found on QM9 (docs/experiments.md).
-LOW, HIGH, ROUNDS = 0.18, 0.36, 4
+LOW, HIGH, ROUNDS = 0.13, 0.36, 3
 #: Where a model can't be noised on, groups are resampled once at each of these levels instead.
 LEVELS = (0.36, 0.25, 0.18)
 MOST_PARTICLES, MOST_ROUNDS = 1024, 1000
