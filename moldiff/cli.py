@@ -42,6 +42,7 @@ def generate(
     option: Annotated[list[str] | None, typer.Option(help="KEY=VALUE for the sampler; may be repeated.")] = None,
     grid: Annotated[str | None, typer.Option(help="Time grid: uniform, karras, rhoX, log, tan.")] = None,
     temperature: Annotated[float | None, typer.Option(help="Divides the logits of types, charges and bonds.")] = None,
+    settle: Annotated[int | None, typer.Option(help="Calls, of all, that settle positions.", show_default="the model's")] = None,
     size: Annotated[
         str | None, typer.Option("--size", "--n-atoms", help="Number of atoms: N or MIN-MAX.", show_default="as trained")
     ] = None,
@@ -91,7 +92,7 @@ def generate(
     )  # fmt: skip
     request = make_request(
         info, n, seed=seed, steps=steps, sampler=sampler, options=options, grid=grid, temperature=temperature, size=size,
-        controls=controls,
+        settle=settle, controls=controls,
     )  # fmt: skip
     from moldiff.device import check_batch_size, resolve_device
 

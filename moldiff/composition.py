@@ -55,6 +55,7 @@ class Compositions(Spec):
 
     rows: tuple[Composition, ...]
     name = "compositions"
+    settles = True
     gives = (TYPES,)
 
     def settings(self) -> Any:
@@ -135,6 +136,7 @@ class Elements(Spec):
     exclude: tuple[int, ...] = ()
     require: tuple[int, ...] = ()
     name = "elements"
+    settles = True
 
     def settings(self) -> Any:
         only = None if self.only is None else list(self.only)

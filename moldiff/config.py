@@ -100,6 +100,7 @@ class SamplingConfig(_Strict):
     grid: str = "uniform"
     self_conditioning: bool = True
     temperature: float = Field(1.0, gt=0)
+    settle: float = Field(0.0, ge=0, le=0.5)  # share of the calls that settle positions at the end, from 50 calls on
 
 
 class ConditionStats(_Strict):

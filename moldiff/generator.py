@@ -25,6 +25,7 @@ from moldiff.samples import Sample, SampleSet, from_batch
 from moldiff.sampling.control import Controls
 from moldiff.sampling.loop import sample
 from moldiff.sampling.registry import make_sampler
+from moldiff.sampling.settle import settle_positions
 from moldiff.sampling.sharpen import Sharpened
 from moldiff.sampling.tiles import Tile, TileRule, run_tiles, tile_rule
 from moldiff.sampling.watch import Watched
@@ -89,6 +90,7 @@ class Generator:
         options: Mapping[str, Any] | None = None,
         grid: str | None = None,
         temperature: float | None = None,
+        settle: int | None = None,
         size: int | str | tuple[int, int] | None = None,
         batch_size: int | str = "auto",
         start: int = 0,
@@ -99,7 +101,8 @@ class Generator:
         """Draw ``n`` samples.
 
         ``steps`` counts network calls; ``sampler`` with its ``options`` and ``grid`` are named as in ``moldiff.sampling``; what
-        is None is the model's own setting. ``size`` is a number of atoms or a range. ``batch_size`` samples are in hand at
+        is None is the model's own setting. The last ``settle`` of the calls lead positions to where they are likeliest
+        (``moldiff.sampling.settle``). ``size`` is a number of atoms or a range. ``batch_size`` samples are in hand at
         once. The verbs of ``moldiff.verbs`` (``formula``, ``exclude`` ...) say more; ``controls`` are specifications of
         ``moldiff.control``. With ``compositions`` ``n`` samples of each are drawn. ``start`` is the index of the first sample,
         so that parts of a run can be drawn apart. ``progress`` is True for a bar or a function of (samples done, n). Raises
@@ -107,7 +110,7 @@ class Generator:
         """
         request = self.request(
             n, seed=seed, steps=steps, sampler=sampler, options=options, grid=grid, temperature=temperature, size=size,
-            controls=controls, **verbs,
+            settle=settle, controls=controls, **verbs,
         )  # fmt: skip
         for sentence in request.cautions(self.info):
             warnings.warn(sentence, stacklevel=2)
@@ -206,6 +209,8 @@ class Generator:
                     drawn = sample(
                         watched, diffusion, like, streams, sampler, grid, request.self_conditioning, on_step, None, control
                     )
+                    if request.settle:
+                        drawn = settle_positions(watched, diffusion, drawn, request.settle, streams)
             except _Stopped:
                 return
             kept = slice(0, len(tile.indices) * rows_each, rows_each)

@@ -20,14 +20,19 @@ if TYPE_CHECKING:
 
 
 #: The options of ``make_request`` beside n and controls.
-REQUEST_OPTIONS = ("seed", "steps", "sampler", "options", "grid", "temperature", "size")
+REQUEST_OPTIONS = ("seed", "steps", "sampler", "options", "grid", "temperature", "settle", "size")
+
+
+#: Fewer calls than this are all needed for the graph.
+SETTLE_FROM = 50
 
 
 @dataclass(frozen=True)
 class Request:
     """Sample i of a request is a function of i and of these fields, on one kind of device; ``n`` only says where to stop.
 
-    ``sizes`` are the admitted numbers of atoms with their weights; ``steps`` counts network calls.
+    ``sizes`` are the admitted numbers of atoms with their weights; ``steps`` counts network calls, of which the
+    last ``settle`` settle positions.
     """
 
     model: str
@@ -42,6 +47,7 @@ class Request:
     temperature: float
     size: str
     sizes: Mapping[int, int] = field(repr=False)
+    settle: int = 0
     controls: tuple[Spec, ...] = ()
 
     def size_of(self, index: int) -> int:
@@ -69,7 +75,7 @@ class Request:
         begins = min((spec.begins for spec in self.controls), default=1.0)
 
         def down(n_calls: int) -> Tensor:
-            return part_below(make_grid(self.grid, n_calls, schedule, calls), begins)
+            return part_below(make_grid(self.grid, n_calls - self.settle, schedule, calls), begins)
 
         returns = next((spec.returns for spec in self.controls if spec.returns is not None), None)
         if returns is None:
@@ -108,6 +114,7 @@ def make_request(
     options: Mapping[str, Any] | None = None,
     grid: str | None = None,
     temperature: float | None = None,
+    settle: int | None = None,
     size: int | str | tuple[int, int] | None = None,
     controls: Sequence[Spec] = (),
 ) -> Request:
@@ -175,8 +182,25 @@ def make_request(
         temperature=heat,
         size=text,
         sizes=possible,
+        settle=_settle_calls(info, calls, settle, controls),
         controls=tuple(controls),
     )
+
+
+def _settle_calls(info: ModelInfo, calls: int, wanted: int | None, controls: Sequence[Spec]) -> int:
+    """How many of the calls settle positions: as asked, or the model's own share from ``SETTLE_FROM`` calls on."""
+    allowed = all(spec.settles for spec in controls)
+    if wanted is None:
+        return round(info.config.sampling.settle * calls) if allowed and calls >= SETTLE_FROM else 0
+    wanted = whole_number("settle", wanted)
+    if not 0 <= wanted <= calls - 2:
+        raise BadRequest(f"settle must lie in 0 to {calls - 2}, since {calls} calls include it, found {wanted}")
+    if wanted and not {"positions", "bond_types"} <= set(info.config.fields):
+        raise BadRequest(f"{info.name} does not make positions and bonds, so that nothing can settle")
+    if wanted and not allowed:
+        names = " and ".join(spec.name for spec in controls if not spec.settles)
+        raise BadRequest(f"settle moves positions and does not go together with {names}")
+    return wanted
 
 
 def admitted_sizes(info: ModelInfo, size: int | str | tuple[int, int] | None) -> tuple[str, dict[int, int]]:

@@ -30,6 +30,7 @@ class Conditions(Spec):
 
     Of a range every sample draws its value by its own stream, of a class a whole number. Conditions of the model that are not
     named are left out. The values asked for come with each sample as ``asked_NAME``.
+    settles = True
     """
 
     values: tuple[Asked, ...]

@@ -1,0 +1,77 @@
+"""Settling: the graph stays, the shape gets better, and what makes no sense is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from rdkit.Chem import rdForceFieldHelpers
+
+from moldiff import Generator, SampleSet
+from moldiff.errors import BadRequest
+
+
+@pytest.fixture(scope="module")
+def generator() -> Generator:
+    return Generator.from_pretrained("qm9")
+
+
+@pytest.fixture(scope="module")
+def pair(generator: Generator) -> tuple[SampleSet, SampleSet]:
+    """The same graphs as drawn and settled: the way down has 24 calls in both."""
+    options = {"seed": 3, "size": 14}
+    return generator.sample(8, steps=24, settle=0, **options), generator.sample(8, steps=36, settle=12, **options)
+
+
+def test_graph_stays_and_positions_move(pair: tuple[SampleSet, SampleSet]) -> None:
+    for plain, settled in zip(*pair, strict=True):
+        assert np.array_equal(plain.numbers, settled.numbers)
+        assert np.array_equal(plain.bond_types, settled.bond_types)
+        assert np.array_equal(plain.charges, settled.charges)
+        assert 1e-3 < np.abs(plain.positions - settled.positions).max() < 3
+
+
+def test_energy_falls(pair: tuple[SampleSet, SampleSet]) -> None:
+    energies = []
+    for samples in pair:
+        row = []
+        for mol in samples.to_rdkit():
+            field = mol and rdForceFieldHelpers.MMFFGetMoleculeForceField(
+                mol, rdForceFieldHelpers.MMFFGetMoleculeProperties(mol)
+            )
+            row.append(field.CalcEnergy() if field else np.nan)
+        energies.append(row)
+    plain, settled = np.array(energies)
+    both = np.isfinite(plain) & np.isfinite(settled)
+    assert both.sum() >= 4
+    assert np.median(settled[both] - plain[both]) < -1  # kcal/mol
+
+
+def test_sample_does_not_depend_on_its_batch(generator: Generator) -> None:
+    options = {"seed": 1, "steps": 12, "settle": 6, "size": 9}
+    together, alone = generator.sample(3, **options), generator.sample(3, batch_size=1, **options)
+    for a, b in zip(together, alone, strict=True):
+        assert np.array_equal(a.positions, b.positions)
+
+
+def test_default_is_the_models_share(generator: Generator) -> None:
+    assert generator.request(1).settle == 30
+    assert generator.request(1, steps=50).settle == 15
+    assert generator.request(1, steps=20).settle == 0
+    assert generator.request(1, steps=20, settle=5).settings()["settle"] == 5
+
+
+@pytest.mark.parametrize("settle", [-1, 19, 1.5])
+def test_impossible_shares_are_refused(generator: Generator, settle: float) -> None:
+    with pytest.raises(BadRequest, match="settle"):
+        generator.request(1, steps=20, settle=settle)
+
+
+def test_kept_parts_do_not_settle(generator: Generator) -> None:
+    assert generator.request(1, smiles="CCO").settle == 0
+    with pytest.raises(BadRequest, match="does not go together"):
+        generator.request(1, smiles="CCO", settle=10)
+
+
+def test_crystals_have_nothing_to_settle() -> None:
+    with pytest.raises(BadRequest, match="positions and bonds"):
+        Generator.from_pretrained("mp20-csp").request(1, formula="NaCl", settle=10)
