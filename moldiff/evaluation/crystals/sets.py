@@ -65,6 +65,8 @@ class CrystalSettings:
             require_smact()
         if self.hull is not None and not self.calculator:
             raise BadRequest("a hull file needs energies: name a calculator that relaxes the samples, for instance chgnet")
+        if self.hull is not None and not Path(self.hull).exists():
+            raise BadRequest(f"{self.hull} does not exist")
         if self.calculator:
             find_calculator(self.calculator)
         if self.hull is None and "e_above_hull" in dict(self.properties or ()):
