@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from moldiff.config import Config
 from moldiff.core.batch import AtomBatch
 from moldiff.core.fields import field
+from moldiff.core.precision import product_dtype
 from moldiff.core.rng import Streams
 from moldiff.denoisers.base import NetworkDenoiser, Signature, n_parameters
 
@@ -201,7 +202,7 @@ def bench(
     config = loaded.info.config
     where = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else "cpu" if device == "auto" else device)
     denoiser = loaded.denoiser.to(where).eval()
-    low = torch.bfloat16 if getattr(denoiser.network, "precision", "") == "bfloat16" else torch.float32
+    low = product_dtype(getattr(denoiser.network, "precision", "float32"), where)
     result: dict[str, Any] = {
         "model": model,
         "parameters": n_parameters(denoiser),

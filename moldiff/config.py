@@ -77,6 +77,9 @@ class TrainingConfig(_Strict):
     condition_dropout: float = Field(0.12, ge=0, le=1)  # of all conditions together: the null condition of guidance
     condition_dropout_each: float = Field(0.3, ge=0, le=1)  # of each on its own, in models of several
     clean_share: float = Field(0.5, ge=0, le=1)  # of a regressor's training systems without noise
+    given_graph: float = Field(0.0, ge=0, le=1)  # shares of the systems whose graph, whose places and of which a part is known,
+    given_places: float = Field(0.0, ge=0, le=1)  # for networks with the option ``given``
+    given_parts: float = Field(0.0, ge=0, le=1)
     time_power: float = Field(1.0, gt=0)  # above 1: more training at low noise, where geometry is decided
     start_from: str | None = None
     condition_lr: float = Field(1.0, gt=0)

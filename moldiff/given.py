@@ -14,7 +14,7 @@ from moldiff.chem.graphs import Graph, compare_stereo, read_graph
 from moldiff.control import Place, Spec
 from moldiff.core.batch import AtomBatch
 from moldiff.errors import BadRequest
-from moldiff.keep import FIELDS, check_known, check_processes, refuse_two, repeated
+from moldiff.keep import FIELDS, check_known, check_processes, refuse_two, repeated, shown_in
 from moldiff.sampling.inpaint import Inpaint, Known
 from moldiff.sampling.variations import FromBetween, FromNoised
 from moldiff.structures import Structure, as_structures, encoded_rows
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from moldiff.sampling.control import Control
 
 GRAPH_FIELDS = ("atom_types", "charges", "bond_types")
-#: How known classes are shown to the network: as noisy as all else, which it was trained on, or clean (benchmarks/conformers.py).
-SHOWN = "noisy"
 #: Variations of this strength are mostly other molecules that still resemble the given one (benchmarks/variations.py).
 STRENGTH = 0.6
 
@@ -52,7 +50,7 @@ class GraphGiven(Spec):
     """
 
     graph: Graph
-    shown: str = SHOWN
+    shown: str | None = None  # how known classes are shown to the network: "clean", "noisy", or as it was trained
     redraws: int = 8
     name = "smiles"
     gives = GRAPH_FIELDS
@@ -93,7 +91,7 @@ class GraphGiven(Spec):
             "charges": torch.from_numpy(graph.charges),
             "bond_types": torch.from_numpy(graph.bonds),
         }
-        return _Conformers(Known(repeated(place, fields), dict.fromkeys(fields, n)), graph, self.shown)
+        return _Conformers(Known(repeated(place, fields), dict.fromkeys(fields, n)), graph, self.shown or shown_in(place.info))
 
 
 class _Conformers(Inpaint):
@@ -117,7 +115,7 @@ class PositionsGiven(Spec):
     """Sample i has the positions of structure i modulo their number, exactly; types, charges and bonds are made."""
 
     structures: tuple[Structure, ...]
-    shown: str = "noisy"
+    shown: str | None = None  # as in GraphGiven
     name = "positions"
     gives = ("positions",)
 
@@ -140,7 +138,8 @@ class PositionsGiven(Spec):
         return {"source": self.structures[index % len(self.structures)].name}
 
     def control(self, place: Place) -> Control:
-        return Inpaint(Known(encoded_rows(place, self.structures, ["positions"]), {"positions": place.size}), shown=self.shown)
+        known = Known(encoded_rows(place, self.structures, ["positions"]), {"positions": place.size})
+        return Inpaint(known, shown=self.shown or shown_in(place.info))
 
 
 @dataclass(frozen=True, eq=False)

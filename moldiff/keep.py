@@ -71,6 +71,8 @@ class Keep(Spec):
         check_processes(info, FIELDS, self.resamplings)
 
     def cautions(self, info: ModelInfo) -> list[str]:
+        if told_what_is_known(info):
+            return []
         return [f"{info.name} was not trained with kept parts: few completions may be valid (of qm9's about one in ten was)"]
 
     def check_beside(self, others: Sequence[Spec]) -> None:
@@ -109,7 +111,17 @@ class Keep(Spec):
         parts: dict[str, int | torch.Tensor] = {name: k for name in known if name != "bond_types"}
         if "bond_types" in known:
             parts["bond_types"] = pairs.expand(truth.n_systems, n, n).to(place.device)
-        return Inpaint(Known(truth, parts), self.resamplings, self.jump)
+        return Inpaint(Known(truth, parts), self.resamplings, self.jump, shown=shown_in(place.info))
+
+
+def told_what_is_known(info: ModelInfo) -> bool:
+    """Whether a model was trained with known entries, which its network is told (``network.given``)."""
+    return bool(getattr(info.config.network, "given", False))
+
+
+def shown_in(info: ModelInfo) -> str:
+    """How known entries are shown to a model's network: clean where it was trained with such, else as noisy as all else."""
+    return "clean" if told_what_is_known(info) else "noisy"
 
 
 def padded(value: torch.Tensor, n: int, filling: int = 0) -> torch.Tensor:

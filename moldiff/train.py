@@ -42,7 +42,9 @@ def train(
     from moldiff.data.store import Store
     from moldiff.training.conditions import with_condition_stats
     from moldiff.training.data import locate_data, training_columns
+    from moldiff.training.given import check_shares
 
+    check_shares(settings)
     settings = locate_data(settings, config)
     store = Store(Path(str(settings.data.root)) / settings.data.name, settings.data.split)
     if store.kind != settings.kind:

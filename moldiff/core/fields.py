@@ -44,6 +44,9 @@ FIELDS: dict[str, Field] = {
         Field("bond_types", "pair", "scalar", (), torch.int64, "bond order", True, (0, 1, 2, 3)),
         Field("frac_coords", "atom", "fractional", (3,), torch.float32, "cell vectors"),
         Field("lattice", "system", "lattice", (3, 3), torch.float32, "Å"),
+        # what a network is told of entries that are not noise but known: 1 where they are, 0 elsewhere
+        Field("given_atoms", "atom", "scalar", (2,), torch.float32, "1 where known: the classes, the place"),
+        Field("given_pairs", "pair", "scalar", (), torch.float32, "1 where known"),
         Field("conditions", "system", "scalar", (None,), torch.float32, "as declared by the model"),
     )
 }

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from moldiff.core.batch import AtomBatch
 from moldiff.core.periodic import images, symmetric_from_six, torus_log, volume
+from moldiff.core.precision import check_precision, product_dtype
 from moldiff.denoisers.base import Signature
 from moldiff.denoisers.layers.embeddings import Linear, TimeEmbedding, class_features
 from moldiff.errors import BadRequest
@@ -128,9 +129,7 @@ class CSPNet(nn.Module):
             raise BadRequest(f"network 'cspnet' works on frac_coords and lattice, not on these continuous fields: {found}")
         if "bond_types" in signature.categorical:
             raise BadRequest("network 'cspnet' makes no bond_types")
-        if precision not in ("float32", "bfloat16"):
-            raise BadRequest(f"precision must be float32 or bfloat16, found {precision!r}")
-        self.signature, self.precision = signature, precision
+        self.signature, self.precision = signature, check_precision(precision)
         self.n_frequencies, self.n_memory, self.n_distances = n_frequencies, n_memory, n_distances
         self.classes = {k: signature.classes(k) for k in signature.categorical}
         edge = edge or width
@@ -169,7 +168,7 @@ class CSPNet(nn.Module):
         return torch.cat(parts, -1)
 
     def forward(self, seen: AtomBatch, t: Tensor, memory: AtomBatch | None = None) -> AtomBatch:
-        low = torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+        low = product_dtype(self.precision, seen.mask.device)
         count = seen.n_atoms
         now = lattice_features(seen.lattice, count)
         old = torch.zeros_like(now) if memory is None else lattice_features(memory.lattice, count)

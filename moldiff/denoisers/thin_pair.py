@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from moldiff.core.batch import AtomBatch
 from moldiff.core.geometry import center
+from moldiff.core.precision import check_precision, product_dtype
 from moldiff.denoisers.base import Signature
 from moldiff.denoisers.layers.embeddings import Linear, TimeEmbedding, class_features, gaussian_basis
 
@@ -111,7 +112,8 @@ class ThinPair(nn.Module):
     """The network: scaled noisy batch, t and scaled previous prediction -> raw positions and logits.
 
     E(3)-equivariant (reflections included) and permutation-equivariant; positions must be centred, which zero-mean diffusion
-    does. ``precision`` is the dtype of the wide products ("float32" or "bfloat16"); geometry is always float32.
+    does. ``precision`` is that of the wide products ("float32", or "bfloat16" where the hardware has it); geometry is always
+    float32. With ``given`` the network also reads ``given_atoms`` and ``given_pairs``: which entries of a batch are known.
     """
 
     #: Modules that ``features`` does without.
@@ -130,10 +132,11 @@ class ThinPair(nn.Module):
         n_basis: int = 20,
         n_fourier: int = 6,
         precision: str = "float32",
+        given: bool = False,
     ) -> None:
         super().__init__()
         self.signature, self.n_basis, self.n_fourier, self.n_sets = signature, n_basis, n_fourier, n_sets
-        self.precision = precision
+        self.precision = check_precision(precision)
         self.atom_fields = [k for k in signature.categorical if k != "bond_types"]
         self.with_bonds = "bond_types" in signature.categorical
         self.time = TimeEmbedding(width, max_atoms=signature.max_atoms, conditions=signature.conditions)
@@ -142,6 +145,9 @@ class ThinPair(nn.Module):
         self.node_in = Linear(node_in, width)
         self.flag = nn.Parameter(torch.zeros(width))  # says that there is a previous prediction
         self.pair_in = Linear(pair_in + 2 * n_basis + 4 * n_fourier, pair)
+        # what is known, not noise: said of an atom's classes, of its place and of a bond; nothing at first
+        self.given_atoms = nn.Parameter(torch.zeros(2, width)) if given else None
+        self.given_pairs = nn.Parameter(torch.zeros(pair)) if given else None
         # fine features only help once the noise is finer than their wavelength: t decides how much of each is let in
         self.fourier_gate = Linear(width, n_fourier, zero=True) if n_fourier else None
         self.set_in = nn.Parameter(torch.randn(n_sets, 2) * 0.5)
@@ -165,7 +171,7 @@ class ThinPair(nn.Module):
     def _trunk(
         self, seen: AtomBatch, t: Tensor, memory: AtomBatch | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, torch.dtype]:
-        low = torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+        low = product_dtype(self.precision, seen.mask.device)
         mask, sig = seen.mask, self.signature
         padded = not bool(mask.all())
         noisy = seen.positions
@@ -194,6 +200,10 @@ class ThinPair(nn.Module):
             waves = octaves(d, self.n_fourier) * gate.repeat(1, 2)[:, None, None, None]
             pairs += [waves[:, 0], waves[:, 1] if memory is not None else torch.zeros_like(waves[:, 1])]
         e = self.pair_in(torch.cat(pairs, -1).to(low))
+        if self.given_atoms is not None and self.given_pairs is not None and "given_atoms" in seen:
+            classes, place = seen.given_atoms[..., :1], seen.given_atoms[..., 1:]
+            h = h + classes * self.given_atoms[0] + place * self.given_atoms[1]
+            e = e + (seen.given_pairs[..., None] * self.given_pairs).to(low)
         x = torch.einsum("kp,spnx->sknx", self.set_in, both)
         count = seen.n_atoms.reshape(-1, 1, 1, 1).float()
         bias = None

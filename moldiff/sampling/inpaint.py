@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from moldiff.core.batch import AtomBatch
+from moldiff.core.fields import field
 from moldiff.core.periodic import circular_mean, wrap
 from moldiff.core.rng import Streams
 from moldiff.denoisers.base import Denoiser
@@ -57,6 +58,22 @@ class Known:
         part = self.parts[name]
         return AtomBatch(self.first(part), self.truth.data) if isinstance(part, int) else self.truth
 
+    def flags(self, processes: Mapping[str, Process]) -> dict[str, Tensor]:
+        """``given_atoms`` [S, N, 2] (all classes of an atom, its place) and ``given_pairs`` [S, N, N]: 1 where known."""
+        none = torch.zeros_like(self.truth.mask)
+        classes, place, pairs = none, none, torch.zeros_like(self.truth.pair_mask)
+        of_atoms = [n for n, p in processes.items() if field(n).scope == "atom"]
+        labels = [n for n in of_atoms if not processes[n].continuous]
+        if labels and all(n in self.masks for n in labels):
+            classes = torch.stack([self.masks[n] for n in labels]).all(0)
+        for name in of_atoms:
+            if processes[name].continuous and name in self.masks:
+                place = self.masks[name]
+        for name, mask in self.masks.items():
+            if field(name).scope == "pair":
+                pairs = mask
+        return {"given_atoms": torch.stack([classes, place], -1).float(), "given_pairs": pairs.float()}
+
     def merge(self, name: str, known: Tensor, other: Tensor, free_origin: bool = False) -> Tensor:
         """``known`` where it is known, else ``other``; with ``free_origin`` the known atoms keep their mean in ``other``."""
         mask = self.masks[name]
@@ -78,19 +95,22 @@ class Told:
 
     def __call__(self, xt: AtomBatch, t: Tensor, previous: AtomBatch | None = None) -> AtomBatch:
         processes, known = self.diffusion.processes, self.known
-        seen = xt
-        if self.shown == "clean":
-            clean = {name: certain_state(processes[name], known.seen(name)) for name in known.masks}
-            seen = xt.replace(
-                **{n: known.merge(n, v, xt.data[n], processes[n].free_origin) for n, v in clean.items()}
-            )
-        prediction = self.denoiser(seen, t, previous)
+        prediction = self.denoiser(self.see(xt), t, previous)
         told = {}
         for name in known.masks:
             process = processes[name]
             truth = process.known(known.seen(name), xt)
             told[name] = known.merge(name, truth, prediction.data[name], process.free_origin)
         return prediction.replace(**told)
+
+    def see(self, xt: AtomBatch) -> AtomBatch:
+        """What the network sees in place of x_t: known values without noise, and which they are, unless ``shown`` is "noisy"."""
+        if self.shown != "clean":
+            return xt
+        processes, known = self.diffusion.processes, self.known
+        clean = {name: certain_state(processes[name], known.seen(name)) for name in known.masks}
+        merged = {n: known.merge(n, v, xt.data[n], processes[n].free_origin) for n, v in clean.items()}
+        return xt.replace(**merged, **known.flags(processes))
 
 
 def certain_state(process: Process, x0: AtomBatch) -> Tensor:

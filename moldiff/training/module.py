@@ -15,8 +15,10 @@ from torch.utils.data import DataLoader, Dataset
 from moldiff.core.batch import AtomBatch
 from moldiff.core.rng import Streams, stream_seed
 from moldiff.data.batches import BucketBatches
-from moldiff.denoisers.base import NetworkDenoiser
+from moldiff.denoisers.base import Denoiser, NetworkDenoiser
+from moldiff.sampling.inpaint import Told
 from moldiff.training.ema import EMA
+from moldiff.training.given import Shares, random_known
 
 
 @dataclass
@@ -33,6 +35,9 @@ class TrainOptions:
     condition_dropout: float = 0.12
     condition_dropout_each: float = 0.3
     clean_share: float = 0.5
+    given_graph: float = 0.0
+    given_places: float = 0.0
+    given_parts: float = 0.0
     time_power: float = 1.0
     condition_lr: float = 1.0
     pull: float = 0.0
@@ -78,6 +83,7 @@ class DiffusionModule(lightning.LightningModule):
         self.ema = EMA(denoiser, options.ema)
         self.done, self.elapsed, self.seen = 0, 0.0, 0
         self.recent: dict[str, float] = {}
+        self.shares = Shares(options.given_graph, options.given_places, options.given_parts)
 
     @property
     def progress(self) -> float:
@@ -98,10 +104,14 @@ class DiffusionModule(lightning.LightningModule):
             if x0.conditions.shape[1] > 1:
                 drop = drop | (torch.rand(x0.conditions.shape, generator=rng.shared) < self.options.condition_dropout_each)
             xt = xt.replace(conditions=torch.where(drop.to(x0.device), torch.nan, xt.conditions))
+        denoiser: Denoiser = self.denoiser
+        if self.shares.any():
+            told = Told(self.denoiser, diffusion, random_known(x0, diffusion.processes, self.shares, rng.shared), "clean")
+            denoiser, xt = told, told.see(xt)
         previous = None
         if coins[0] < p:
             with torch.no_grad():
-                previous = self.denoiser(xt, t)
+                previous = denoiser(xt, t)
         return diffusion.loss(self.denoiser(xt, t, previous), x0, xt, t)
 
     def total(self, losses: Mapping[str, Tensor]) -> Tensor:

@@ -15,6 +15,10 @@ from moldiff.errors import BadRequest
 
 #: Weights of one condition, as ``denoisers.layers.embeddings.ConditionEmbedding`` calls them.
 _CONDITION = re.compile(r"(?P<before>.*\bcondition\.each\.)(?P<index>\d+)(?P<after>\..*)")
+#: Weights of what a network is told of known entries, zero at first.
+_GIVEN = re.compile(r".*\bgiven_(atoms|pairs)")
+#: Options of a network that may differ from the base's.
+_FREE = ("precision", "given")
 _SIZES = "time.size.weight"
 #: How a model of thousands of steps is trained further on a small data set, in minutes: the weights that were there move slowly
 #: and are pulled back to where they began, those of new conditions faster. What the model can do is kept that way.
@@ -69,7 +73,7 @@ def warm_weights(config: Config, base: Config, weights: Mapping[str, Tensor]) ->
     for key, value in fresh.items():
         old_key = _old_key(key, config, base)
         if old_key is None:
-            continue  # a new condition
+            continue  # a new condition, or the first word on what is known
         old = unused.pop(old_key, None)
         if old is None:
             raise BadRequest(f"{base.name} has no weights {old_key!r}, which {config.name} needs: their networks differ")
@@ -85,12 +89,14 @@ def warm_weights(config: Config, base: Config, weights: Mapping[str, Tensor]) ->
 
 
 def new_weights(config: Config, base: Config, keys: Sequence[str]) -> list[str]:
-    """Which parameters of a denoiser for ``config`` the base has no weights for: those of new conditions."""
+    """Which parameters of a denoiser for ``config`` the base has no weights for: those of new conditions and known entries."""
     return [key for key in keys if _old_key(key, config, base) is None]
 
 
 def _old_key(key: str, config: Config, base: Config) -> str | None:
-    """The name that a weight of ``config`` has in the base; None for one of a condition that the base does not know."""
+    """The name that a weight of ``config`` has in the base; None for one of what the base is not told."""
+    if _GIVEN.fullmatch(key):
+        return key if getattr(base.network, "given", False) else None
     found = _CONDITION.fullmatch(key)
     if found is None:
         return key
@@ -131,7 +137,7 @@ def _check_network(config: Config, base: Config) -> None:
         raise BadRequest(f"{config.name} has the network {config.network.name}, {base.name} has {base.network.name}")
     default = network_options(config.network.name)
     ours, theirs = {**default, **config.network.model_dump()}, {**default, **base.network.model_dump()}
-    differ = [f"{k} ({ours.get(k)} instead of {theirs.get(k)})" for k in ours if k != "precision" and ours[k] != theirs.get(k)]
+    differ = [f"{k} ({ours.get(k)} instead of {theirs.get(k)})" for k in ours if k not in _FREE and ours[k] != theirs.get(k)]
     if differ:
         raise BadRequest(
             f"the network of {config.name} differs from that of {base.name}, whose weights don't fit: {', '.join(differ)}"
