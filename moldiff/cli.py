@@ -64,7 +64,7 @@ def generate(
     strength: Annotated[float | None, typer.Option(help="How far, above 0 to 1.", show_default="0.6 with --like")] = None,
     smiles: Annotated[str | None, typer.Option(help="Conformers of this molecule.")] = None,
     positions: Annotated[Path | None, typer.Option(help="Types and bonds for the positions in this file.")] = None,
-    condition: Annotated[list[str] | None, typer.Option(help="Ask for NAME=VALUE or NAME=8..10; may be repeated.")] = None,
+    condition: Annotated[list[str] | None, typer.Option(help="NAME=VALUE or NAME=8..10; may be repeated. Or a CSV.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Above 1: follow conditions more closely, at twice the calls.")] = None,
     guidance_function: Annotated[str | None, typer.Option(help="MODULE:FUNCTION of clean atoms: go up its gradient.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="Multiplies it.", show_default="1")] = None,

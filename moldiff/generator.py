@@ -16,6 +16,7 @@ from moldiff.assemble import build_vocabulary
 from moldiff.control import Place, Spec
 from moldiff.core.batch import AtomBatch
 from moldiff.core.fields import field
+from moldiff.core.memory import keep_freed_memory
 from moldiff.core.rng import Streams, stream_seed
 from moldiff.device import check_batch_size, resolve_device
 from moldiff.errors import BadRequest, MoldiffError
@@ -53,6 +54,8 @@ class Generator:
     def __init__(self, info: ModelInfo, denoiser: NetworkDenoiser, device: str | torch.device = "auto") -> None:
         self.info = info
         self.device = resolve_device(device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.denoiser = denoiser.to(self.device).eval()
         self.vocabulary = build_vocabulary(info.config)
         self._rule: TileRule | None = None

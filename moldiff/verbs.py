@@ -34,7 +34,7 @@ class Verbs(TypedDict, total=False):
     strength: float | None  # the time to noise them to
     smiles: str | None  # conformers of this molecule
     positions: Any  # types, charges and bonds for these positions
-    conditions: Mapping[str, Any] | Sequence[str] | None  # {"gap": 9.0, "dipole": (1, 2)} or ["gap=9", "dipole=1..2"]
+    conditions: Any  # {"gap": 9.0, "dipole": (1, 2)}, ["gap=9", "dipole=1..2"], or a row a sample: a CSV file, mappings
     guidance: float | None  # how closely conditions are followed: 1 as trained, above 1 more closely, at twice the calls
     guidance_function: str | Callable[[Any], Any] | None  # of moldiff.sampling.gradient_guidance.CleanAtoms
     guidance_scale: float | None  # multiplies it

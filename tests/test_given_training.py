@@ -179,3 +179,11 @@ def test_bfloat16_is_float32_where_the_processor_would_emulate_it(monkeypatch) -
     assert precision.product_dtype("bfloat16", cpu) == torch.float32
     monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda: True)
     assert precision.product_dtype("bfloat16", cpu) == torch.bfloat16
+
+
+def test_freed_memory_is_kept_under_glibc() -> None:
+    import platform
+
+    from moldiff.core.memory import keep_freed_memory
+
+    assert keep_freed_memory() is (platform.libc_ver()[0] == "glibc")

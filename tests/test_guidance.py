@@ -373,3 +373,46 @@ def test_a_regressor_guides_by_name(conditional, monkeypatch):
         drawn = conditional.sample(6, seed=1, size=6, controls=[spec])
         found.append(sum(int((s.numbers == 6).sum()) for s in drawn))
     assert found[0] < found[1]
+
+
+def test_a_table_asks_every_sample_for_values_and_a_size_of_its_own(conditional, tmp_path):
+    path = tmp_path / "targets.csv"
+    path.write_text("gap,dipole,n_atoms\n5,,6\n8..9,1,5\n")
+    spec = conditions_from([str(path)], 2.0)
+    samples = conditional.sample(5, seed=2, controls=[spec])
+    assert [len(s) for s in samples] == [6, 5, 6, 5, 6]
+    assert [s.info["asked_gap"] for s in samples][::2] == [5.0] * 3 and 8 <= samples[1].info["asked_gap"] <= 9
+    assert "asked_dipole" not in samples[0].info and samples[1].info["asked_dipole"] == 1.0
+    rows = [{"gap": 5, "n_atoms": 6}, {"gap": (8, 9), "dipole": 1, "n_atoms": 5}]
+    again = conditional.sample(2, seed=2, start=3, conditions=rows, guidance=2.0)
+    assert all((a.positions == b.positions).all() for a, b in zip(samples[3:], again, strict=True))
+    assert spec.settings()["sizes"] == [6, 5] and spec.values[0] == ("gap", 5.0, 9.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("gap\n", "targets.csv has no rows"),
+        ("", "targets.csv is empty"),
+        ("gap\n5\nx\n", "targets.csv, row 2: condition 'gap' must be a number, found 'x'"),
+        ("gap\n5,6\n", "row 1: more values than the 1 columns"),
+        ("n_atoms\n5\n", "asks for no property"),
+        ("gap,n_atoms\n5,2.5\n", "row 1: n_atoms must be a whole number"),
+        ("gap,n_atoms\n5,99\n", "n_atoms = 99 is asked for, tiny makes 3 to 9 atoms"),
+        ("gapp\n5\n", "unknown condition 'gapp'"),
+    ],
+)
+def test_tables_that_can_not_be_read_are_refused(conditional, tmp_path, text, words):
+    path = tmp_path / "targets.csv"
+    path.write_text(text)
+    with pytest.raises(BadRequest, match=words):
+        conditional.request(1, controls=[conditions_from(path)])
+
+
+def test_a_table_stands_alone(conditional, tmp_path):
+    with pytest.raises(BadRequest, match=r"t.csv says what each sample is asked for: give it alone"):
+        conditions_from(["t.csv", "gap=5"])
+    with pytest.raises(BadRequest, match="cannot read"):
+        conditions_from(tmp_path / "missing.csv")
+    with pytest.raises(BadRequest, match="both say how many atoms"):
+        conditional.request(1, conditions=[{"gap": 5, "n_atoms": 6}], smiles="CC")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
@@ -30,12 +31,12 @@ class Conditions(Spec):
 
     Of a range every sample draws its value by its own stream, of a class a whole number. Conditions of the model that are not
     named are left out. The values asked for come with each sample as ``asked_NAME``.
-    settles = True
     """
 
     values: tuple[Asked, ...]
     guidance: float = 1.0
     name = "conditions"
+    settles = True
 
     def settings(self) -> dict[str, Any]:
         asked = {name: low if low == high else f"{low!r}..{high!r}" for name, low, high in self.values}
@@ -105,29 +106,53 @@ def described(stats: ConditionStats) -> str:
     return f"98 % of it lay in {stats.low:.4g}..{stats.high:.4g}{unit}, all in {stats.least:.4g}..{stats.greatest:.4g}{unit}"
 
 
-def conditions_from(
-    asked: Mapping[str, Any] | Sequence[str] | None, guidance: float | None = None
-) -> Conditions | None:
+def conditions_from(asked: Any, guidance: float | None = None) -> Conditions | None:
     """Read conditions: ``{"gap": 9.0, "dipole": (1, 2)}`` or ``["gap=9.0", "dipole=1..2"]``; NaN or None leaves one out.
 
+    A CSV file's path, or a list of such mappings, gives every sample values of its own (``steer.condition_table``).
     Raises ``BadRequest`` for what can't be read, and for a guidance without a condition.
     """
     if not asked:
         if guidance is not None:
             raise BadRequest("guidance needs a condition to follow: --condition NAME=VALUE")
         return None
+    table = _table_of(asked)
+    if table is not None:
+        from moldiff.steer.condition_table import table_from
+
+        return table_from(table, guidance)
     pairs = list(asked.items()) if isinstance(asked, Mapping) else [_split(item) for item in asked]
     values: list[Asked] = []
     for name, value in pairs:
         if name in [one[0] for one in values]:
             raise BadRequest(f"condition {name!r} is given twice")
-        low, high = _range(name, value)
+        low, high = asked_range(name, value)
         if not math.isnan(low):
             values.append((name, low, high))
+    return Conditions(tuple(values), checked_guidance(guidance))
+
+
+def checked_guidance(guidance: float | None) -> float:
+    """The scale of guidance, 1 where none is given; raises ``BadRequest`` for a negative or non-finite one."""
     scale = 1.0 if guidance is None else _number("guidance", guidance)
     if not (math.isfinite(scale) and scale >= 0):
         raise BadRequest(f"guidance must be a finite number of at least 0, found {guidance}")
-    return Conditions(tuple(values), scale)
+    return scale
+
+
+def _table_of(asked: Any) -> Any:
+    """What names or holds a table; None where ``asked`` is conditions of all samples."""
+    if isinstance(asked, (str, Path)):
+        return asked
+    if isinstance(asked, Mapping):
+        return None
+    items = list(asked)
+    if all(isinstance(item, Mapping) for item in items):
+        return items
+    files = [item for item in items if isinstance(item, (str, Path)) and "=" not in str(item) and str(item).endswith(".csv")]
+    if files and len(items) > 1:
+        raise BadRequest(f"{files[0]} says what each sample is asked for: give it alone, with no other condition")
+    return files[0] if files else None
 
 
 def _split(item: str) -> tuple[str, str]:
@@ -137,8 +162,8 @@ def _split(item: str) -> tuple[str, str]:
     return name.strip(), text.strip()
 
 
-def _range(name: str, value: Any) -> tuple[float, float]:
-    """Least and greatest of a value, a text or a pair; NaN twice for what is left out."""
+def asked_range(name: str, value: Any) -> tuple[float, float]:
+    """Least and greatest of a value, a text such as 8..10 or a pair; NaN twice for what is left out. Raises ``BadRequest``."""
     if value is None or (isinstance(value, str) and value.strip().lower() in ("nan", "none")):
         return math.nan, math.nan
     parts: Any = value.split("..") if isinstance(value, str) else value

@@ -16,6 +16,7 @@ from torch import Tensor
 from moldiff.assemble import build_denoiser, build_regressor, build_vocabulary
 from moldiff.config import Config
 from moldiff.core.batch import AtomBatch
+from moldiff.core.memory import keep_freed_memory
 from moldiff.core.rng import Streams
 from moldiff.data.batches import BucketBatches, size_histogram
 from moldiff.denoisers.base import NetworkDenoiser, n_parameters
@@ -124,6 +125,7 @@ def fit(
     from moldiff.training.regression import RegressionModule, monitor_regressor
     from moldiff.training.state import read_state, restore
 
+    keep_freed_memory()
     t = config.training
     if t.max_steps is None and t.max_minutes is None:
         raise BadRequest("training needs a limit: set training.max_minutes or training.max_steps")
