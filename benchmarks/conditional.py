@@ -37,8 +37,8 @@ def judged(samples: Any, name: str) -> dict[str, Any]:
     metrics = next(iter(json.loads(result.to_json())["sets"].values()))["metrics"]
     wanted = [f"property_{k}/{name}" for k in ("mae", "mae_size", "mae_random", "failed")] + ["valid_connected", "uniqueness"]
     found = {key: metrics[key] for key in wanted if key in metrics}
-    column = next(c for c in result.per_sample.columns if c in (name, f"property_{name}", f"got_{name}"))
-    return {"metrics": found, "got": [None if not np.isfinite(v) else round(float(v), 4) for v in result.per_sample[column]]}
+    got = result.per_sample[f"calculated_{name}"].astype(float)
+    return {"metrics": found, "got": [round(float(v), 4) if np.isfinite(v) else None for v in got]}
 
 
 def draw(runs: list[tuple[str, list[float], list[float | None]]], path: Path) -> None:

@@ -128,7 +128,8 @@ def from_batch(
     """
     samples = []
     for k, (index, one) in enumerate(zip(indices, batch.to_list(), strict=True)):
-        fields = {name: value[0].numpy() for name, value in one.data.items()}
+        # what a system was told (NaN for what it was not) is no part of it
+        fields = {name: value[0].numpy() for name, value in one.data.items() if name != "conditions"}
         problem = NOT_FINITE if spoilt is not None and spoilt[k] else fault(fields)
         if not problem and bonds != "generated":
             fields |= _inferred(fields, bonds)

@@ -263,6 +263,7 @@ def test_asked_values_are_drawn_by_sample_told_standardised_and_come_back(condit
     finally:
         del conditional.denoiser.network.forward
     asked = [s.info["asked_gap"] for s in samples]
+    assert not any(s.problem for s in samples) and "conditions" not in samples[0].fields
     assert len(set(asked)) == 12 and all(4 <= x <= 10 for x in asked)
     assert {s.info["asked_group"] for s in samples} == {1.0, 2.0, 3.0}
     told_gap = (torch.tensor(asked) - 7) / 2
