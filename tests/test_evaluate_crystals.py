@@ -249,10 +249,13 @@ def test_predictions_find_their_truths(tmp_path: Path) -> None:
         assert any(f"counted from {start}" in note for note in result.notes)
         assert result.per_sample["rank"].tolist()[:6] == [1, 2, 1, 2, 3, 1]
         assert result.per_truth["n_predictions"].tolist()[:3] == [3, 2, 1]
+        html = result.report(tmp_path / f"report{start}.html").read_text()
+        assert html.count('<div class="pair">') >= 6 and "true</div>" in html  # each prediction beside its own true structure
     plain = evaluate(
         extxyz(tmp_path / "plain.extxyz", [NACL, WURTZITE, NACL_CSCL, ZNS]), truth=extxyz(tmp_path / "t.extxyz", truths)
     )
     assert plain.metrics["plain"]["match_rate"].value == 2 / 3
+    assert [one is None for one in plain.sets[0].true] == [False, False, False, False]
     assert any("by their composition" in note for note in plain.notes)
     assert any("1 true structures have no prediction" in note for note in plain.notes)
     numbered = extxyz(tmp_path / "numbered.extxyz", truths, request=[70, 30, 50])

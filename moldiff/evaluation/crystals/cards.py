@@ -58,7 +58,8 @@ def card(found: CrystalSetResult, index: int) -> Card:
     else:
         state = verdict.reason
     svg, model = ("", {}) if one.crystal is None else (cell_svg(one.crystal), cell_model(one.crystal))
-    return Card(verdict.name, text, state, verdict.valid, svg, model)
+    true = found.true[index] if found.true else None
+    return Card(verdict.name, text, state, verdict.valid, svg, model, "" if true is None else cell_svg(true))
 
 
 def _more(extra: dict[str, Any]) -> str:

@@ -80,7 +80,7 @@ class CrystalSettings:
 class CrystalSetResult:
     """A set of crystals with its ``metrics`` by name and, by column, what was found of each sample (``extra``, None where not
     computed). ``values`` are the bins of its histograms, ``notes`` sentences that belong under the table. ``per_truth`` has a row
-    for each true structure that predictions were compared with."""
+    for each true structure that predictions were compared with, ``true`` each sample's own one (empty without such)."""
 
     name: str
     samples: list[JudgedCrystal]
@@ -89,6 +89,7 @@ class CrystalSetResult:
     values: Values
     notes: list[str] = field(default_factory=list)
     per_truth: list[dict[str, Any]] = field(default_factory=list)
+    true: list[Crystal | None] = field(default_factory=list)
 
     @property
     def n(self) -> int:
@@ -146,14 +147,16 @@ def evaluate_crystals(
     extra: dict[str, list[Any]] = {}
     notes = [] if composition else ["compositional validity was not computed: it needs SMACT (pip install smact)"]
     per_truth: list[dict[str, Any]] = []
+    true: list[Crystal | None] = []
     if truths is not None:
+        true = [None if p is None else truths.crystals[p[0]] for p in assign(judged, truths).places]
         per_truth = _predictions(judged, truths, composition, metrics, extra, notes, settings, cache, stage("matched"))
     elif reference is not None:
         metrics |= distances(values, reference.counts)
     if settings.calculator:
         _energies(judged, metrics, extra, notes, settings, cache, stage(settings.calculator))
     judge_properties(name, judged, reference, metrics, extra, notes, settings)
-    return CrystalSetResult(name, judged, metrics, extra, values, notes, per_truth)
+    return CrystalSetResult(name, judged, metrics, extra, values, notes, per_truth, true)
 
 
 def _predictions(
