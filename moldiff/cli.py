@@ -70,6 +70,9 @@ def generate(
     guidance_scale: Annotated[float | None, typer.Option(help="Multiplies it.", show_default="1")] = None,
     reward: Annotated[list[str] | None, typer.Option(help="qed, logp, ring_count, xtb:gap, MODULE:FUNCTION ...; summed.")] = None,
     target: Annotated[list[str] | None, typer.Option(help="NAME=VALUE or NAME=VALUE:DEVIATION, such as dipole=3.")] = None,
+    candidates: Annotated[
+        int | None, typer.Option(help="Crystals drawn for each sample; the best ranked is it.", show_default="the model's")
+    ] = None,
     particles: Annotated[int | None, typer.Option(help="Systems drawn for each sample with a reward.", show_default="8")] = None,
     reward_strength: Annotated[float | None, typer.Option(help="Of p(x) exp(strength reward).", show_default="chosen")] = None,
     batch_size: Annotated[str, typer.Option(help="Samples in hand at once; the samples do not depend on it.")] = "auto",
@@ -88,7 +91,7 @@ def generate(
         keep=keep, keep_atoms=keep_atoms, keep_smarts=keep_smarts, grow=grow, resamplings=resamplings,
         like=like, strength=strength, smiles=smiles, positions=positions, conditions=condition, guidance=guidance,
         guidance_function=guidance_function, guidance_scale=guidance_scale, reward=reward, target=target, particles=particles,
-        reward_strength=reward_strength,
+        reward_strength=reward_strength, candidates=candidates,
     )  # fmt: skip
     request = make_request(
         info, n, seed=seed, steps=steps, sampler=sampler, options=options, grid=grid, temperature=temperature, size=size,
@@ -117,7 +120,7 @@ def generate(
 
         with console.status(f"loading {info.name}"):
             generator = Generator(info, info.denoiser(), place)
-        with progress_bars(console, f"{info.name}, {request.steps} calls", request.n) as (tell, stage):
+        with progress_bars(console, f"{info.name}, {request.calls_each} calls", request.n) as (tell, stage):
             result = runs.run(generator, request, folder, batch_size, tell, console.print, stage, extras)
     Console().print(run_table(result, info.name))
 

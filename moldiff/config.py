@@ -103,6 +103,7 @@ class SamplingConfig(_Strict):
     grid: str = "uniform"
     self_conditioning: bool = True
     temperature: float = Field(1.0, gt=0)
+    candidates: int = Field(1, ge=1, le=64)  # crystals of a composition drawn for every sample; the best ranked is it
     settle: float = Field(0.0, ge=0, le=0.5)  # share of the calls that settle positions at the end, from 50 calls on
 
 

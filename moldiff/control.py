@@ -52,6 +52,8 @@ class Spec(ABC):
     #: Fields that this fixes for all or some atoms. A field that a model is told must be among those of a request.
     gives: tuple[str, ...] = ()
     rows_each: int = 1
+    #: Network calls that each of these rows takes beside the steps.
+    calls_beside: int = 0
     #: Times that every step of the grid is made: the grid then has fewer, so that a request spends the calls that it says.
     passes: int = 1
     #: The time at which the way back begins; below 1 the control's ``start`` makes the state there, and fewer calls are spent.

@@ -70,7 +70,8 @@ class Extras:
 class RunResult:
     """What a finished run holds: its folder, the number of samples, the rates, the real-data row, and seconds spent.
 
-    ``drawing`` are the seconds of drawing and judging alone; ``ranked`` the clusters of crystals in their order.
+    ``drawing`` are the seconds of drawing and judging alone; ``ranked`` the clusters of crystals in their order;
+    ``calls_each`` the network calls that each sample cost (0 where that is not known).
     """
 
     folder: Path
@@ -82,6 +83,7 @@ class RunResult:
     drawn: int
     drawing: float = 0.0
     ranked: tuple[Mapping[str, Any], ...] = ()
+    calls_each: int = 0
 
     @property
     def real(self) -> dict[str, float]:
@@ -128,7 +130,8 @@ def open_run(
 
     try:
         out.mkdir(parents=True, exist_ok=True)
-        values = {"settings": asked, "given_model": model or request.model, "versions": versions()}
+        values = {"settings": asked, "calls_each": request.calls_each, "given_model": model or request.model}
+        values["versions"] = versions()
         text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
         write_atomically(out / RUN, text.encode())
     except OSError as error:
@@ -180,7 +183,7 @@ def run(
         seconds = time.monotonic() - began
         result = RunResult(
             out, request.n, output.metrics(), {} if reference is None else reference.data_row, output.failures(), seconds,
-            request.n - already, drawn, tuple(getattr(output, "ranked", ())),
+            request.n - already, drawn, tuple(getattr(output, "ranked", ())), request.calls_each,
         )  # fmt: skip
         _finish(result)
     return result
@@ -204,6 +207,7 @@ def _finish(result: RunResult) -> None:
 
     metrics = {
         "n": result.n,
+        "calls_each": result.calls_each,
         "metrics": {k: v if math.isfinite(v) else None for k, v in result.metrics.items()},
         "failures": dict(result.failures),
         "real_data": {
@@ -242,7 +246,7 @@ def read_result(out: Path) -> RunResult:
         rates = {k: float("nan") if v is None else float(v) for k, v in metrics["metrics"].items()}
         return RunResult(
             out, int(metrics["n"]), rates, metrics["real_data"], metrics["failures"], float(timing["seconds"]), 0,
-            ranked=read_ranked(out),
+            ranked=read_ranked(out), calls_each=int(metrics.get("calls_each", 0)),
         )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedFile(f"{out} holds no readable {METRICS} and {TIMING}: {error}") from None

@@ -83,6 +83,12 @@ class Request:
         high, low = (float(schedule.time_of_ratio(torch.tensor([level]))) for level in returns[:2])
         return winding_grid(down, self.steps, calls, high, low, returns[2])
 
+    @property
+    def calls_each(self) -> int:
+        """Network calls that one sample costs at most, those of all its rows together; guidance doubles them."""
+        rows = max((spec.rows_each for spec in self.controls), default=1)
+        return rows * (self.steps + sum(spec.calls_beside for spec in self.controls))
+
     def refuses(self, sample: Sample) -> str:
         """Why a control does not want this sample, or an empty string."""
         if sample.problem:

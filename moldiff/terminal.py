@@ -92,7 +92,8 @@ def run_table(result: RunResult, model: str) -> Group:
     if result.ranked:
         parts.append(ranked_table(result.ranked))
     speed = f"{result.drawn:,} samples in {result.seconds:.1f} s" if result.drawn else "nothing was left to draw"
-    parts.append(Text(f"{speed}; written to {result.folder}"))
+    calls = f", {result.calls_each:,} network calls each" if result.calls_each else ""
+    parts.append(Text(f"{speed}{calls}; written to {result.folder}"))
     return Group(*parts)
 
 

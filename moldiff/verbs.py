@@ -42,6 +42,7 @@ class Verbs(TypedDict, total=False):
     guidance_clip: float | None  # no move is larger, in posterior standard deviations
     reward: Any  # a function of an RDKit molecule or pymatgen Structure, a name, or several, summed
     target: Mapping[str, Any] | Sequence[str] | None  # {"dipole": 3.0} or ["dipole=3", "gap=9:0.5"]
+    candidates: int | None  # crystals of one composition drawn for every sample; the best ranked comes back
     particles: int | None  # systems that go through the network for every sample that comes back
     reward_strength: float | None  # of p(x) exp(strength reward); None: chosen on the way
     reward_options: Mapping[str, Any] | None  # further fields of moldiff.steer.reward.Reward
@@ -58,6 +59,7 @@ def specs_from(info: ModelInfo, **verbs: Unpack[Verbs]) -> tuple[Spec, ...]:
     from moldiff.composition import compositions_from, elements_from
     from moldiff.given import graph_from, like_from, positions_from
     from moldiff.keep import keep_from
+    from moldiff.steer.candidates import candidates_from
     from moldiff.steer.conditions import conditions_from
     from moldiff.steer.gradient import guide_from
     from moldiff.steer.reward import reward_from
@@ -80,5 +82,15 @@ def specs_from(info: ModelInfo, **verbs: Unpack[Verbs]) -> tuple[Spec, ...]:
             verbs.get("reward"), verbs.get("target"), verbs.get("particles"), verbs.get("reward_strength"),
             verbs.get("reward_options"), info,
         ),
+        candidates_from(
+            verbs.get("candidates"),
+            info.config.sampling.candidates,
+            any(verbs.get(name) is not None for name in ("formula", "compositions")) and not _steered(verbs),
+        ),
     ]  # fmt: skip
     return tuple(spec for spec in found if spec is not None)
+
+
+def _steered(verbs: Verbs) -> bool:
+    """Whether particles are asked for, which a model's own number of candidates gives way to."""
+    return verbs.get("reward") is not None or verbs.get("target") is not None
