@@ -15,6 +15,7 @@ NETWORKS: dict[str, str | type[nn.Module]] = {
     "thin_pair": "moldiff.denoisers.thin_pair:ThinPair",
     "cspnet": "moldiff.denoisers.cspnet:CSPNet",
     "egnn": "moldiff.denoisers.egnn:EGNN",
+    "periodic_tensor_product": "moldiff.denoisers.periodic_tensor_product:PeriodicTensorProduct",
     "tensor_product": "moldiff.denoisers.tensor_product:TensorProductNetwork",
 }
 

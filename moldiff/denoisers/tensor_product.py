@@ -27,7 +27,7 @@ from moldiff.errors import BadRequest
 
 
 @contextmanager
-def _eager() -> Iterator[None]:
+def eager_e3nn() -> Iterator[None]:
     """Build e3nn's modules as plain torch code: quicker than its TorchScript default of old, and copies and pickles."""
     before = e3nn.get_optimization_defaults()["jit_mode"]
     e3nn.set_optimization_defaults(jit_mode="eager")
@@ -161,7 +161,7 @@ class TensorProductNetwork(nn.Module):
         irreps, harmonics = hidden_irreps(width, l_max), o3.Irreps.spherical_harmonics(l_max)
         n_products = width // 8 or 1
         self.degrees = [(n_products, ir.dim) for _, ir in irreps[1:]]
-        with _eager():
+        with eager_e3nn():
             self.harmonics = o3.SphericalHarmonics(harmonics, normalize=False, normalization="component")
             self.layers = nn.ModuleList(TensorProductLayer(irreps, harmonics, pair, radial) for _ in range(n_layers))
             self.vector = o3.Linear(irreps, o3.Irreps("1x1o"))
