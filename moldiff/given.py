@@ -10,19 +10,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from moldiff.chem.graphs import Graph, compare_stereo, read_graph
 from moldiff.control import Place, Spec
-from moldiff.core.batch import AtomBatch
 from moldiff.errors import BadRequest
-from moldiff.keep import FIELDS, check_known, check_processes, refuse_two, repeated, shown_in
+from moldiff.keep import FIELDS, check_known, check_processes, refuse_two, shown_in
 from moldiff.sampling.inpaint import Inpaint, Known
 from moldiff.sampling.variations import FromBetween, FromNoised
 from moldiff.structures import Structure, as_structures, encoded_rows
 
 if TYPE_CHECKING:
-    from moldiff.diffusion.joint import Diffusion
+    from moldiff.chem.graphs import Graph
+    from moldiff.conformers import GraphGiven
     from moldiff.model_store import ModelInfo
-    from moldiff.samples import Sample
     from moldiff.sampling.control import Control
 
 GRAPH_FIELDS = ("atom_types", "charges", "bond_types")
@@ -40,74 +38,6 @@ def molecules_only(info: ModelInfo, what: str) -> None:
     """Raise ``BadRequest`` where a model makes crystals."""
     if info.config.kind != "molecule":
         raise BadRequest(f"{info.name} makes crystals: {what} is for molecules")
-
-
-@dataclass(frozen=True, eq=False)
-class GraphGiven(Spec):
-    """Every sample is a conformer of ``graph``: types, charges and bonds are its own, positions are made.
-
-    Stereo marks of the SMILES are respected: a mirror image is reflected, any other wrong one drawn anew.
-    """
-
-    graph: Graph
-    shown: str | None = None  # how known classes are shown to the network: "clean", "noisy", or as it was trained
-    redraws: int = 8
-    name = "smiles"
-    gives = GRAPH_FIELDS
-
-    def settings(self) -> Any:
-        return {"smiles": self.graph.smiles, "shown": self.shown, "redraws": self.redraws}
-
-    def check(self, info: ModelInfo) -> None:
-        molecules_only(info, "a SMILES")
-        label = f"SMILES {self.graph.smiles}"
-        missing = [name for name in GRAPH_FIELDS if name not in info.config.fields]
-        if missing:
-            raise BadRequest(f"{info.name} does not make {missing[0]}, so that no graph can be given to it")
-        check_known(info, label, self.graph.numbers, self.graph.charges, self.graph.bonds)
-        check_size(info, label, len(self.graph))
-
-    def check_beside(self, others: Sequence[Spec]) -> None:
-        refuse_two(self, others)
-
-    def admits(self, size: int) -> bool:
-        return size == len(self.graph)
-
-    def wants(self) -> str:
-        return f"a SMILES of {len(self.graph)} atoms"
-
-    def size_of(self, index: int) -> int | None:
-        return len(self.graph)
-
-    def refuses(self, sample: Sample) -> str:
-        if sample.positions is None or compare_stereo(self.graph, sample.positions) == "right":
-            return ""
-        return "stereochemistry other than asked for"
-
-    def control(self, place: Place) -> Control:
-        graph, n = self.graph, len(self.graph)
-        fields = {
-            "atom_types": torch.from_numpy(graph.numbers),
-            "charges": torch.from_numpy(graph.charges),
-            "bond_types": torch.from_numpy(graph.bonds),
-        }
-        return _Conformers(Known(repeated(place, fields), dict.fromkeys(fields, n)), graph, self.shown or shown_in(place.info))
-
-
-class _Conformers(Inpaint):
-    """Graph given; mirror images of what the graph asks for are reflected at the end, which costs nothing."""
-
-    def __init__(self, known: Known, graph: Graph, shown: str) -> None:
-        super().__init__(known, shown=shown)
-        self.graph = graph
-
-    def finish(self, x0: AtomBatch, diffusion: Diffusion) -> AtomBatch:
-        made = super().finish(x0, diffusion)
-        signs = [-1.0 if self._mirror(x) else 1.0 for x in made.positions.cpu().numpy()]
-        return made.replace(positions=made.positions * torch.tensor(signs, device=made.device)[:, None, None])
-
-    def _mirror(self, x: Any) -> bool:
-        return bool(np.isfinite(x).all()) and compare_stereo(self.graph, x) == "mirror"
 
 
 @dataclass(frozen=True, eq=False)
@@ -282,6 +212,9 @@ def checked_strength(strength: float) -> float:
 
 def graph_from(smiles: str | Graph | None) -> GraphGiven | None:
     """The specification behind ``--smiles``; None without."""
+    from moldiff.chem.graphs import Graph, read_graph
+    from moldiff.conformers import GraphGiven
+
     return None if smiles is None else GraphGiven(smiles if isinstance(smiles, Graph) else read_graph(smiles))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from ase.build import molecule
 from rdkit.Chem import rdForceFieldHelpers
 
 from moldiff import Generator, SampleSet
@@ -67,9 +68,14 @@ def test_impossible_shares_are_refused(generator: Generator, settle: float) -> N
 
 
 def test_kept_parts_do_not_settle(generator: Generator) -> None:
-    assert generator.request(1, smiles="CCO").settle == 0
+    given = molecule("CH3OH")
+    assert generator.request(1, positions=given).settle == 0
     with pytest.raises(BadRequest, match="does not go together"):
-        generator.request(1, smiles="CCO", settle=10)
+        generator.request(1, positions=given, settle=10)
+
+
+def test_conformers_settle(generator: Generator) -> None:
+    assert generator.request(1, smiles="CCO").settle == 30
 
 
 def test_crystals_have_nothing_to_settle() -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from moldiff.chem.bonds import bonds_of
+from moldiff.chem.bonds import bonds_of, perceive_bonds
 from moldiff.errors import BadRequest
 
 if TYPE_CHECKING:
@@ -86,3 +86,9 @@ def compare_stereo(graph: Graph, positions: ArrayLike) -> str:
     if all(same):
         return "right"
     return "mirror" if not any(same) and all(i in found_hands for i in hands) else "wrong"
+
+
+def same_neighbours(graph: Graph, positions: ArrayLike) -> bool:
+    """Whether atoms that are bonded by their distances are those that a graph bonds; orders are not looked at."""
+    found = perceive_bonds(graph.numbers, positions, total_charge=int(graph.charges.sum())).bonds
+    return found is not None and np.array_equal(found.matrix() > 0, graph.bonds > 0)
