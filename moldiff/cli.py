@@ -52,8 +52,10 @@ def generate(
     elements: Annotated[str | None, typer.Option(help="Only these: Li,Fe,O.")] = None,
     exclude: Annotated[str | None, typer.Option(help="None of these elements.")] = None,
     require: Annotated[str | None, typer.Option(help="At least one atom of each of these elements.")] = None,
-    keep: Annotated[Path | None, typer.Option(help="SDF or XYZ: this structure comes back in every sample.")] = None,
+    keep: Annotated[Path | None, typer.Option(help="SDF or XYZ (crystals: CIF): it comes back in every sample.")] = None,
     keep_atoms: Annotated[str | None, typer.Option(help="Keep these of its atoms, from 0: 0,1,2.")] = None,
+    keep_elements: Annotated[str | None, typer.Option(help="Crystals: keep its sites of these elements: Li,O.")] = None,
+    keep_cell: Annotated[Path | None, typer.Option(help="Crystals: keep the cell of this CIF.")] = None,
     keep_smarts: Annotated[str | None, typer.Option(help="Keep the atoms that match.")] = None,
     grow: Annotated[str | None, typer.Option(help="Atoms more than the structure has: N or MIN-MAX.")] = None,
     resamplings: Annotated[int | None, typer.Option(help="Make every step so often (RePaint), at equal calls.")] = None,
@@ -88,10 +90,10 @@ def generate(
     options = key_values(option or [], "--option")
     controls = specs_from(
         info, formula=formula, z=z, compositions=compositions, elements=elements, exclude=exclude, require=require,
-        keep=keep, keep_atoms=keep_atoms, keep_smarts=keep_smarts, grow=grow, resamplings=resamplings,
-        like=like, strength=strength, smiles=smiles, positions=positions, conditions=condition, guidance=guidance,
-        guidance_function=guidance_function, guidance_scale=guidance_scale, reward=reward, target=target, particles=particles,
-        reward_strength=reward_strength, candidates=candidates,
+        keep=keep, keep_atoms=keep_atoms, keep_elements=keep_elements, keep_cell=keep_cell, keep_smarts=keep_smarts, grow=grow,
+        resamplings=resamplings, like=like, strength=strength, smiles=smiles, positions=positions, conditions=condition,
+        guidance=guidance, guidance_function=guidance_function, guidance_scale=guidance_scale, reward=reward, target=target,
+        particles=particles, reward_strength=reward_strength, candidates=candidates,
     )  # fmt: skip
     request = make_request(
         info, n, seed=seed, steps=steps, sampler=sampler, options=options, grid=grid, temperature=temperature, size=size,

@@ -12,7 +12,7 @@ from typing import Any, TypedDict, Unpack
 
 from moldiff.chem.fragments import Fragment
 from moldiff.control import Spec
-from moldiff.errors import unknown
+from moldiff.errors import BadRequest, unknown
 from moldiff.model_store import ModelInfo
 
 
@@ -25,8 +25,10 @@ class Verbs(TypedDict, total=False):
     elements: str | Sequence[str] | None  # only these
     exclude: str | Sequence[str] | None  # none of these
     require: str | Sequence[str] | None  # at least one atom of each
-    keep: str | Path | Fragment | None  # this structure, or a part of it, comes back exactly in every sample
+    keep: str | Path | Fragment | Any  # this structure, or a part of it, comes back exactly in every sample
     keep_atoms: str | Sequence[int] | None  # these of its atoms, counted from 0
+    keep_elements: str | Sequence[str] | None  # crystals: the sites of these elements
+    keep_cell: Any  # crystals: the lattice of this file or structure, or a matrix [3, 3] in Å
     keep_smarts: str | None  # the atoms that match
     grow: str | int | tuple[int, int] | None  # so many atoms more than it has
     resamplings: int | None  # make every step so many times
@@ -58,7 +60,6 @@ def specs_from(info: ModelInfo, **verbs: Unpack[Verbs]) -> tuple[Spec, ...]:
             raise unknown("option", name, Verbs.__annotations__)
     from moldiff.composition import compositions_from, elements_from
     from moldiff.given import graph_from, like_from, positions_from
-    from moldiff.keep import keep_from
     from moldiff.steer.candidates import candidates_from
     from moldiff.steer.conditions import conditions_from
     from moldiff.steer.gradient import guide_from
@@ -70,9 +71,12 @@ def specs_from(info: ModelInfo, **verbs: Unpack[Verbs]) -> tuple[Spec, ...]:
             verbs.get("guidance_function"), verbs.get("guidance_scale"), verbs.get("guidance_way"), verbs.get("guidance_clip")
         ),
         compositions_from(verbs.get("formula"), verbs.get("z"), verbs.get("compositions")),
-        keep_from(
-            verbs.get("keep"), verbs.get("keep_atoms"), verbs.get("keep_smarts"), verbs.get("grow"), verbs.get("resamplings")
+        candidates_from(
+            verbs.get("candidates"),
+            info.config.sampling.candidates,
+            any(verbs.get(name) is not None for name in ("formula", "compositions")) and not _steered(verbs),
         ),
+        _kept(info, verbs),  # after candidates, which are compared in the model's own cell, and not in that of a file
         like_from(verbs.get("like"), verbs.get("strength")),
         graph_from(verbs.get("smiles")),
         positions_from(verbs.get("positions")),
@@ -82,13 +86,24 @@ def specs_from(info: ModelInfo, **verbs: Unpack[Verbs]) -> tuple[Spec, ...]:
             verbs.get("reward"), verbs.get("target"), verbs.get("particles"), verbs.get("reward_strength"),
             verbs.get("reward_options"), info,
         ),
-        candidates_from(
-            verbs.get("candidates"),
-            info.config.sampling.candidates,
-            any(verbs.get(name) is not None for name in ("formula", "compositions")) and not _steered(verbs),
-        ),
     ]  # fmt: skip
     return tuple(spec for spec in found if spec is not None)
+
+
+def _kept(info: ModelInfo, verbs: Verbs) -> Spec | None:
+    """What is kept: a fragment of a molecule, or the cell or a sublattice of a crystal."""
+    from moldiff.keep import keep_from
+    from moldiff.keep_crystal import keep_crystal_from
+
+    keep, atoms, times = verbs.get("keep"), verbs.get("keep_atoms"), verbs.get("resamplings")
+    smarts, grow = verbs.get("keep_smarts"), verbs.get("grow")
+    elements, cell = verbs.get("keep_elements"), verbs.get("keep_cell")
+    if info.config.kind == "crystal":
+        return keep_crystal_from(keep, atoms, elements, cell, times, keep_smarts=smarts, grow=grow)
+    for flag, value in (("keep-cell", cell), ("keep-elements", elements)):
+        if value is not None:
+            raise BadRequest(f"{info.name} makes molecules, and --{flag} is for crystals: keep a fragment with --keep")
+    return keep_from(keep, atoms, smarts, grow, times)
 
 
 def _steered(verbs: Verbs) -> bool:

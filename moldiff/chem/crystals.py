@@ -171,6 +171,21 @@ def niggli(crystal: Crystal) -> Crystal:
     return Crystal(crystal.numbers, wrap(frac), standard_orientation(reduced))
 
 
+def niggli_basis(lattice: ArrayLike) -> NDArray[np.int64]:
+    """Whole numbers [3, 3] with determinant 1 or -1 that make a lattice's Niggli cell: its rows are ``basis @ lattice``.
+
+    The Niggli cell is right-handed and not turned. Fractional coordinates f of the lattice are f @ inverse(basis) of the Niggli
+    cell, whose own are g @ basis of the lattice. Raises ValueError for a cell so flat that it can't be reduced exactly.
+    """
+    cell = np.asarray(lattice, dtype=np.float64)
+    reduced = _niggli_lattice(cell)
+    exact = reduced @ np.linalg.inv(cell)
+    basis = np.rint(exact).astype(np.int64)
+    if not np.allclose(exact, basis, atol=1e-3) or abs(round(float(np.linalg.det(basis)))) != 1:
+        raise ValueError("a cell that can't be reduced")
+    return basis if np.linalg.det(reduced) > 0 else -basis
+
+
 def primitive(crystal: Crystal, tolerance: float = PRIMITIVE_TOLERANCE) -> Crystal:
     """Return the primitive cell (spglib, positions not idealised), or the crystal itself where there is no smaller one."""
     import spglib

@@ -32,7 +32,10 @@ def circular_mean(x: Tensor, mask: Tensor) -> Tensor:
     """The mean direction of fractional numbers over real atoms: x [S, N, 3], mask [S, N] -> [S, 1, 3] in (-1/2, 1/2]."""
     m = mask[..., None].to(x.dtype)
     turn = 2 * math.pi * x
-    return torch.atan2((turn.sin() * m).sum(1, keepdim=True), (turn.cos() * m).sum(1, keepdim=True)) / (2 * math.pi)
+    sin, cos = (turn.sin() * m).sum(1, keepdim=True), (turn.cos() * m).sum(1, keepdim=True)
+    # in double precision: torch.atan2 rounds the last few numbers of a tensor in another way than the rest, so that a system's
+    # bits would depend on its place in the batch
+    return (torch.atan2(sin.double(), cos.double()) / (2 * math.pi)).to(x.dtype)
 
 
 def images(reach: int, like: Tensor) -> Tensor:
