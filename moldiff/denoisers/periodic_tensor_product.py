@@ -209,6 +209,10 @@ class PeriodicTensorProduct(nn.Module):
         for layer in (self.gain, *steps):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
+        with torch.no_grad():  # little is said at first
+            for head in (self.out, self.vector, self.tensor):
+                for weight in () if head is None else head.parameters():
+                    weight.mul_(0.3)
         self.step = nn.ModuleList(steps)
         self.register_buffer("symmetric", o3.wigner_3j(1, 1, 2), persistent=False)
 
