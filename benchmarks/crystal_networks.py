@@ -3,9 +3,10 @@
     python benchmarks/crystal_networks.py --config configs/quickstart-crystal.yaml --root data --seconds 90 \
         --out benchmarks/results/crystal_networks.json
 
-The settings are those of the configuration, but for ``network``: its own, and ``periodic_tensor_product`` as it is by default. A
-call is timed at 32 crystals of 10 atoms with a previous prediction. Times are those of the process, on one thread, so that other
-work on the machine matters little. Losses are on the validation part, weights not averaged, self-conditioned, at fixed noise.
+The settings are those of the configuration, but for ``network``: its own, and ``periodic_tensor_product`` as it is by default.
+A call is timed at 32 crystals of 10 atoms with a previous prediction. Times are those of the process, on one thread, so that
+other work on the machine matters little. Losses are on the validation part, weights not averaged, self-conditioned, at fixed
+noise.
 """
 
 from __future__ import annotations

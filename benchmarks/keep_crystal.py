@@ -2,10 +2,11 @@
 
     python benchmarks/keep_crystal.py --model mp20-csp --crystals 100 --n 4 --out benchmarks/results/keep_crystal.json
 
-The first validation crystals of at least two elements; the sublattice is that of the element with the most atoms (of several, the
-heaviest). Crystals come in their stored cells, or with ``--shear`` in other cells of the same lattices. A model that is told the
-composition has the true one, one that is not the true number of atoms. ``match`` is the share of samples that StructureMatcher
-(stol 0.5, ltol 0.3, angle_tol 10) finds the same as the truth, ``match_best`` that of crystals found by any sample.
+The first validation crystals of at least two elements; the sublattice is that of the element with the most atoms (of several,
+the heaviest). Crystals come in their stored cells, or with ``--shear`` in other cells of the same lattices. A model that is told
+the composition has the true one, one that is not the true number of atoms. ``match`` is the share of samples that
+StructureMatcher (stol 0.5, ltol 0.3, angle_tol 10) finds the same as the truth, ``match_best`` that of crystals found by any
+sample.
 """
 
 from __future__ import annotations

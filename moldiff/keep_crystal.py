@@ -147,7 +147,7 @@ def keep_crystal_from(
     resamplings: int | None = None,
     **molecular: Any,
 ) -> KeepCrystal | None:
-    """The specification behind ``--keep`` with ``--keep-atoms`` or ``--keep-elements``, and ``--keep-cell``, for a crystal model.
+    """The specification behind ``--keep`` (``--keep-atoms``, ``--keep-elements``) and ``--keep-cell`` for a crystal model.
 
     ``keep`` and ``cell`` are a file of one crystal (CIF, POSCAR, extxyz), a pymatgen Structure, ASE atoms, a ``Crystal`` or a
     sample; ``cell`` may be a lattice [3, 3] too. ``molecular`` are the verbs that mean something for molecules only. Raises

@@ -40,7 +40,7 @@ def network(cls: type[PeriodicTensorProduct] = PeriodicTensorProduct, **options:
     return made
 
 
-@pytest.mark.parametrize("options", [{}, {"l_max": 1}, {"sees_basis": False}], ids=["default", "degree 1", "blind to the basis"])
+@pytest.mark.parametrize("options", [{}, {"l_max": 1}, {"sees_basis": False}], ids=["default", "degree 1", "no basis"])
 def test_the_network_keeps_every_promise(options: dict[str, object]) -> None:
     report = check_denoiser(network(**options), SIGNATURE, raw=True)
     names = {m.name.split(":")[0] for m in report.measurements}
@@ -146,7 +146,8 @@ def test_planted_geometric_faults_are_found(monkeypatch: pytest.MonkeyPatch, fau
     """Rounding alone jumps where two images are equally far, as atoms half a cell apart have them."""
     half = torch.tensor([[[0.0, 0, 0], [0.5, 0.25, 0.1], [0.3, 0.8, 0.5]]]).repeat(2, 1, 1)
     lattice = 4 * torch.eye(3) + 0.5 * torch.randn(2, 3, 3, generator=torch.Generator().manual_seed(1))
-    data = {"frac_coords": half, "lattice": lattice, "atom_types": torch.tensor([[0, 1, 2]] * 2), "conditions": torch.ones(2, 1)}
+    types = torch.tensor([[0, 1, 2]] * 2)
+    data = {"frac_coords": half, "lattice": lattice, "atom_types": types, "conditions": torch.ones(2, 1)}
     example = AtomBatch(torch.ones(2, 3, dtype=torch.bool), data)
     check_denoiser(network(), SIGNATURE, raw=True, example=example)
     _plant(monkeypatch, fault)

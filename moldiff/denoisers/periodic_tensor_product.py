@@ -1,9 +1,9 @@
 """A tensor-product network for crystals: Cartesian geometry with all images of a pair summed, features of degree l <= 2.
 
-What an atom hears of another is an expansion in radial Gaussians and spherical harmonics, summed over the periodic images within
-a cutoff; so a small cell, in which several neighbours are images of one atom, is no special case. These lattice sums are made
-once a call, for the noisy crystal and for the previous prediction. As the weights of a message are shared by the channels of a
-head, neighbours are gathered by matrix products, and the Clebsch-Gordan product is taken once an atom, not once a pair.
+What an atom hears of another is an expansion in radial Gaussians and spherical harmonics, summed over the periodic images
+within a cutoff; so a small cell, in which several neighbours are images of one atom, is no special case. These lattice sums are
+made once a call, for the noisy crystal and for the previous prediction. As the weights of a message are shared by the channels
+of a head, neighbours are gathered by matrix products, and the Clebsch-Gordan product is taken once an atom, not once a pair.
 
 The layer is that of Tensor Field Networks and NequIP (Thomas et al. 2018; Batzner et al. 2022), in the order of the atomic
 cluster expansion and MACE (Drautz 2019; Batatia et al. 2022): first the sum over neighbours, then the product.
@@ -85,7 +85,7 @@ def lattice_sums(way: Tensor, lattice: Tensor, high: Tensor, reach: int, width: 
 
 
 class PeriodicLayer(nn.Module):
-    """One round: pairs read both atoms, atoms gather neighbours, multiply them with directions, and a gate makes it nonlinear."""
+    """One round: pairs read both atoms, atoms gather neighbours, multiply them with directions, a gate makes it nonlinear."""
 
     def __init__(self, irreps: o3.Irreps, n_heads: int, pair: int, radial: int, n_mixed: int, last: bool) -> None:
         super().__init__()

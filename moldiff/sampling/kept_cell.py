@@ -24,8 +24,8 @@ class KeptCell(Inpaint):
 
     ``known`` holds them in the cell in which the model works (Niggli-reduced), whose rows are ``basis`` @ ``lattice``: a matrix
     of whole numbers [S, 3, 3], and the lattice [S, 3, 3] in Å as it is to come back. ``frac_coords`` [S, K, 3] and ``classes``
-    [S, K] are those of the kept sites, in that lattice. ``matched`` gives kept sites the points of the noise that lie nearest to
-    them, as a geodesic with the coupling "matched" was trained; which atom has which point of an iid noise is free.
+    [S, K] are those of the kept sites, in that lattice. ``matched`` gives kept sites the points of the noise that lie nearest
+    to them, as a geodesic with the coupling "matched" was trained; which atom has which point of an iid noise is free.
     """
 
     def __init__(
