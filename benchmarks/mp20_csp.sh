@@ -10,7 +10,7 @@ if [ -n "$candidates" ]; then
   python benchmarks/compositions.py --data mp20 --split val --n "$n" --out "$runs/compositions_$n.csv"
   out="$runs/mp20_csp_candidates_$candidates"
   moldiff generate --model mp20-csp --compositions "$runs/compositions_$n.csv" -n 1 --seed 0 --candidates "$candidates" --out "$out"
-  moldiff evaluate "$out/samples.extxyz" --names "mp20-csp, candidates" --truth "mp20:val:$n" \
+  moldiff evaluate "$out/samples.extxyz" --names "mp20-csp of $candidates candidates" --truth "mp20:val:$n" \
     --out "benchmarks/results/mp20_csp_candidates_$candidates"
   exit
 fi
