@@ -23,6 +23,7 @@ from moldiff.core.batch import AtomBatch
 from moldiff.core.periodic import images, inverse, symmetric_from_six, volume
 from moldiff.denoisers.base import Signature
 from moldiff.denoisers.cspnet import lattice_features
+from moldiff.denoisers.layers.degrees import DegreeLinear
 from moldiff.denoisers.layers.embeddings import TimeEmbedding, class_features
 from moldiff.denoisers.layers.pairs import PairLinear
 from moldiff.denoisers.tensor_product import RootMeanSquare, eager_e3nn, hidden_irreps
@@ -105,13 +106,13 @@ class PeriodicLayer(nn.Module):
         for a, b, c in self.paths:
             table = o3.wigner_3j(a, b, c) * (2 * c + 1) ** 0.5
             self.register_buffer(f"table_{a}{b}{c}", table.reshape(-1, 2 * c + 1), persistent=False)
-        products = o3.Irreps([(irreps[b].mul, (c, (-1) ** c)) for _, b, c in self.paths])
-        higher = irreps[1:]
+        channels, higher = [mul for mul, _ in irreps], irreps[1:]
+        products = [sum(channels[b] for _, b, c in self.paths if c == degree) for degree in degrees]
+        gated = [self.width + higher.num_irreps, *channels[1:]]
         scalars, gates = o3.Irreps([(self.width, (0, 1))]), o3.Irreps([(higher.num_irreps, (0, 1))])
         self.gate = Gate(scalars, [F.silu], gates, [torch.sigmoid], higher)
-        self.gather = o3.Linear(products, self.gate.irreps_in)
-        self.own = o3.Linear(irreps, self.gate.irreps_in)
-        self.mix = o3.Linear(self.gate.irreps_out, irreps)
+        self.gather, self.own = DegreeLinear(products, gated), DegreeLinear(channels, gated)
+        self.mix = DegreeLinear(channels, channels, gain=0.7)
 
     def forward(self, h: Tensor, p: Tensor, sums: tuple[Tensor, ...], both: Tensor) -> tuple[Tensor, Tensor]:
         """h [S, N, irreps], p [S, N, N, pair], sums a degree [S, N, N, K, 2 l + 1], both [S, N, N, 1] true for real atoms."""
@@ -199,9 +200,10 @@ class PeriodicTensorProduct(nn.Module):
             self.layers = nn.ModuleList(
                 PeriodicLayer(irreps, n_heads, pair, radial, n_mixed, k == n_layers - 1) for k in range(n_layers)
             )
-            self.moved = o3.Linear(o3.Irreps([(n_basis, (d, (-1) ** d)) for d in range(l_max + 1)]), irreps)
-            self.vector = o3.Linear(irreps, o3.Irreps("1x1o"))
-            self.tensor = o3.Linear(irreps, o3.Irreps("1x0e+1x2e")) if l_max == 2 else None
+        channels = [mul for mul, _ in irreps]
+        self.moved = DegreeLinear([n_basis] * len(channels), channels)
+        # a number, a vector and with l_max 2 a tensor an atom; little is said at first
+        self.said = DegreeLinear(channels, [1] * len(channels), gain=0.3)
         self.norm = RootMeanSquare(irreps)
         self.gain = nn.Linear(width, 2)
         # one layer for all that is scalar, so that nothing is without a gradient where its field is given
@@ -209,10 +211,7 @@ class PeriodicTensorProduct(nn.Module):
         for layer in (self.gain, *steps):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
-        with torch.no_grad():  # little is said at first
-            for head in (self.out, self.vector, self.tensor):
-                for weight in () if head is None else head.parameters():
-                    weight.mul_(0.3)
+        nn.init.normal_(self.out.weight, std=0.3 * width**-0.5)
         self.step = nn.ModuleList(steps)
         self.register_buffer("symmetric", o3.wigner_3j(1, 1, 2), persistent=False)
 
@@ -257,7 +256,8 @@ class PeriodicTensorProduct(nn.Module):
         shown = (now, torch.zeros_like(now) if memory is None else lattice_features(memory.lattice, count))
         c = self.time(t, count, seen.data.get("conditions"))
         c = c + self.cell_in(torch.cat([x if self.sees_basis else x[:, -1:] for x in shown], -1))
-        h = self._nodes(seen, memory, reach) + F.pad(c, (0, self.vector.irreps_in.dim - self.width))[:, None]
+        h = self._nodes(seen, memory, reach)
+        h = h + F.pad(c, (0, h.shape[-1] - self.width))[:, None]
         pairs = self._pairs(seen, memory, reach)
         sums = tuple((part.transpose(-1, -2) @ self.mixing[degree]).transpose(-1, -2)
                      for degree, part in enumerate(pairs.split(self.degrees, -1)))  # fmt: skip
@@ -274,13 +274,13 @@ class PeriodicTensorProduct(nn.Module):
         mean = (real / real.sum(1, keepdim=True).clamp_min(1)).transpose(1, 2)
         gain = self.gain(c).exp()
         length = volume(lattice).clamp_min(1e-3).pow(1 / 3)
-        vector = self.vector(h) * (gain[:, 0] * length)[:, None, None]
+        said = self.said(h)
+        vector = said[..., 1:4] * (gain[:, 0] * length)[:, None, None]
         raw = self.out(h[..., : self.width])
-        strain, six = torch.zeros_like(lattice), (mean @ raw[..., :6])[:, 0]
-        if self.tensor is not None:
-            tensor = (mean @ self.tensor(h))[:, 0]
-            strain = torch.einsum("ijk,sk->sij", self.symmetric, tensor[:, 1:])
-            strain = strain + tensor[:, :1, None] * torch.eye(3, device=h.device)
+        six, tensor = (mean @ raw[..., :6])[:, 0], (mean @ said)[:, 0]
+        strain = tensor[:, :1, None] * torch.eye(3, device=h.device)
+        if len(self.degrees) > 2:
+            strain = strain + torch.einsum("ijk,sk->sij", self.symmetric, tensor[:, 4:])
         cell = lattice @ (strain * gain[:, 1:, None])
         if self.sees_basis:
             cell = cell + symmetric_from_six(six) @ lattice
