@@ -31,3 +31,22 @@ def test_a_few_molecules_are_good_and_do_not_depend_on_the_batch(name):
     assert sum(v.valid and v.connected for v in drawn.verdicts) >= 4
     alone = generator.sample(1, seed=0, steps=40, size="12-16", start=3)[0]
     assert all(np.array_equal(alone.fields[k], drawn[3].fields[k]) for k in alone.fields)
+
+
+def test_qm9_cond_answers_to_what_it_is_told_and_completes_what_is_kept(tmp_path):
+    from test_inpaint import ETHANOL
+
+    generator = Generator.from_pretrained("qm9-cond", device="cpu")
+    assert generator.config.conditions == ["homo", "lumo", "gap", "dipole"]
+    low, high = (generator.sample(12, seed=1, steps=24, size=16, conditions={"gap": gap}) for gap in (2.5, 9.5))
+
+    def unsaturated(samples):
+        return np.mean([(s.bond_types > 1).any(1).mean() for s in samples])
+
+    # a small gap is a molecule with multiple bonds, a large one a saturated molecule
+    assert unsaturated(low) > unsaturated(high) + 0.1
+    assert sum(v.valid and v.connected for v in [*low.verdicts, *high.verdicts]) >= 16
+    path = tmp_path / "ethanol.sdf"
+    path.write_text(ETHANOL)
+    kept = generator.sample(8, seed=0, steps=30, size=14, keep=path)
+    assert sum(v.valid and v.connected for v in kept.verdicts) >= 4
