@@ -73,7 +73,7 @@ class Keep(Spec):
     def cautions(self, info: ModelInfo) -> list[str]:
         if told_what_is_known(info):
             return []
-        return [f"{info.name} was not trained with kept parts: few completions may be valid (of qm9's about one in ten was)"]
+        return [f"{info.name} was not trained with kept parts: few completions may be valid"]
 
     def check_beside(self, others: Sequence[Spec]) -> None:
         refuse_two(self, others)
