@@ -189,7 +189,8 @@ def main() -> None:
         flat: list[Any] = []
         first, spent, problems = [], 0.0, []
         for start in range(0, len(graphs), args.chunk):
-            file = args.folder / f"{way.replace(':', '_')}_{args.redraws}_{args.samples}_{args.seed}_{start}_{args.chunk}.json"
+            label = f"{Path(args.model).name}_{len(graphs)}_{way.replace(':', '_')}"
+            file = args.folder / f"{label}_{args.redraws}_{args.samples}_{args.seed}_{start}_{args.chunk}.json"
             some = range(start * args.samples, min(start + args.chunk, len(graphs)) * args.samples)
             if not file.is_file():
                 began = time.process_time()
