@@ -12,7 +12,7 @@ import torch
 
 from moldiff.control import Place, Spec
 from moldiff.errors import BadRequest
-from moldiff.keep import FIELDS, check_known, check_processes, refuse_two, shown_in
+from moldiff.keep import FIELDS, check_known, check_processes, refuse_two
 from moldiff.sampling.inpaint import Inpaint, Known
 from moldiff.sampling.variations import FromBetween, FromNoised
 from moldiff.structures import Structure, as_structures, encoded_rows
@@ -45,7 +45,7 @@ class PositionsGiven(Spec):
     """Sample i has the positions of structure i modulo their number, exactly; types, charges and bonds are made."""
 
     structures: tuple[Structure, ...]
-    shown: str | None = None  # as in GraphGiven
+    shown: str = "noisy"  # places shown clean did worse, even in training (docs/experiments.md)
     name = "positions"
     gives = ("positions",)
 
@@ -69,7 +69,7 @@ class PositionsGiven(Spec):
 
     def control(self, place: Place) -> Control:
         known = Known(encoded_rows(place, self.structures, ["positions"]), {"positions": place.size})
-        return Inpaint(known, shown=self.shown or shown_in(place.info))
+        return Inpaint(known, shown=self.shown)
 
 
 @dataclass(frozen=True, eq=False)
