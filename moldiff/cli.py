@@ -73,8 +73,9 @@ def generate(
     reward: Annotated[list[str] | None, typer.Option(help="qed, logp, ring_count, xtb:gap, MODULE:FUNCTION ...; summed.")] = None,
     target: Annotated[list[str] | None, typer.Option(help="NAME=VALUE or NAME=VALUE:DEVIATION, such as dipole=3.")] = None,
     candidates: Annotated[
-        int | None, typer.Option(help="Crystals drawn for each sample; the best ranked is it.", show_default="the model's")
+        int | None, typer.Option(help="Drawn for each sample, of which the best is it.", show_default="the model's")
     ] = None,
+    judge: Annotated[str | None, typer.Option(help="Regressor that chooses among them.", show_default="the model's")] = None,
     particles: Annotated[int | None, typer.Option(help="Systems drawn for each sample with a reward.", show_default="8")] = None,
     reward_strength: Annotated[float | None, typer.Option(help="Of p(x) exp(strength reward).", show_default="chosen")] = None,
     batch_size: Annotated[str, typer.Option(help="Samples in hand at once; the samples do not depend on it.")] = "auto",
@@ -94,6 +95,7 @@ def generate(
         resamplings=resamplings, like=like, strength=strength, smiles=smiles, positions=positions, conditions=condition,
         guidance=guidance, guidance_function=guidance_function, guidance_scale=guidance_scale, reward=reward, target=target,
         particles=particles, reward_strength=reward_strength, candidates=candidates,
+        judge=judge,
     )  # fmt: skip
     request = make_request(
         info, n, seed=seed, steps=steps, sampler=sampler, options=options, grid=grid, temperature=temperature, size=size,

@@ -214,6 +214,7 @@ class Generator:
                     )
                     if request.settle:
                         drawn = settle_positions(watched, diffusion, drawn, request.settle, streams)
+                    drawn = control.choose(drawn, diffusion)
             except _Stopped:
                 return
             kept = slice(0, len(tile.indices) * rows_each, rows_each)

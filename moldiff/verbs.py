@@ -44,7 +44,9 @@ class Verbs(TypedDict, total=False):
     guidance_clip: float | None  # no move is larger, in posterior standard deviations
     reward: Any  # a function of an RDKit molecule or pymatgen Structure, a name, or several, summed
     target: Mapping[str, Any] | Sequence[str] | None  # {"dipole": 3.0} or ["dipole=3", "gap=9:0.5"]
-    candidates: int | None  # crystals of one composition drawn for every sample; the best ranked comes back
+    candidates: int | None  # drawn for every sample: crystals of one composition, the best ranked comes back; molecules with
+    # conditions, the one whose predicted properties are nearest
+    judge: str | Path | None  # molecules: the regressor that predicts them, a name or folder; None: the model's own
     particles: int | None  # systems that go through the network for every sample that comes back
     reward_strength: float | None  # of p(x) exp(strength reward); None: chosen on the way
     reward_options: Mapping[str, Any] | None  # further fields of moldiff.steer.reward.Reward
@@ -65,16 +67,19 @@ def specs_from(info: ModelInfo, **verbs: Unpack[Verbs]) -> tuple[Spec, ...]:
     from moldiff.steer.gradient import guide_from
     from moldiff.steer.reward import reward_from
 
+    conditions = conditions_from(verbs.get("conditions"), verbs.get("guidance"))
     found: list[Spec | None] = [
-        conditions_from(verbs.get("conditions"), verbs.get("guidance")),
+        conditions,
         guide_from(
-            verbs.get("guidance_function"), verbs.get("guidance_scale"), verbs.get("guidance_way"), verbs.get("guidance_clip")
+            verbs.get("guidance_function"), verbs.get("guidance_scale"), verbs.get("guidance_way"), verbs.get("guidance_clip"),
+            conditions,
         ),
         compositions_from(verbs.get("formula"), verbs.get("z"), verbs.get("compositions")),
         candidates_from(
             verbs.get("candidates"),
             info.config.sampling.candidates,
             any(verbs.get(name) is not None for name in ("formula", "compositions")) and not _steered(verbs),
+            kind=info.config.kind, conditions=conditions, judge=verbs.get("judge"),
         ),
         _kept(info, verbs),  # after candidates, which are compared in the model's own cell, and not in that of a file
         like_from(verbs.get("like"), verbs.get("strength")),

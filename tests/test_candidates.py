@@ -202,5 +202,5 @@ def test_candidates_need_crystals_of_one_composition(tiny_crystal, tiny_model, t
     out = str(tmp_path / "run")
     with pytest.raises(SystemExit, match="2"):
         main(["generate", "--model", str(tiny_model), "-n", "2", "--candidates", "2", "--formula", "C2H6", "--out", out])
-    assert "ranked for crystals" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    assert "name a condition" in capsys.readouterr().err and not (tmp_path / "run").exists()
     assert candidates_from(None) is None and candidates_from(None, 8) is None and candidates_from(None, 8, True) == Candidates(8)

@@ -376,6 +376,26 @@ def test_a_regressor_guides_by_name(conditional, monkeypatch):
     assert found[0] < found[1]
 
 
+def test_a_regressor_guides_every_sample_to_what_it_is_asked(conditional, monkeypatch):
+    config = SimpleNamespace(name="judge", targets=["gap"], condition_stats={"gap": SimpleNamespace(std=2.0)})
+    monkeypatch.setattr("moldiff.model_store.model_info", lambda name: SimpleNamespace(config=config))
+    judge = SimpleNamespace(from_pretrained=lambda name, device: lambda atoms: {"gap": atoms.count(6)})
+    monkeypatch.setattr("moldiff.regressor.PropertyRegressor", judge)
+    rows = [{"gap": 0.0, "n_atoms": 6}, {"gap": 6.0, "n_atoms": 6}, {"dipole": 1.0, "n_atoms": 6}]
+    asked = {"conditions": rows, "guidance": 0, "seed": 1}
+    guided = conditional.sample(12, guidance_function="judge@gap=asked", guidance_scale=2.0, **asked)
+    carbons = [sum(int((s.numbers == 6).sum()) for s in guided[k::3]) for k in (0, 1)]
+    assert carbons[0] < carbons[1], "towards its own row, the model not told"
+    plain = conditional.sample(12, **asked)
+    same = [bool((a.positions == b.positions).all()) for a, b in zip(guided, plain, strict=True)]
+    assert same == [False, False, True] * 4, "a sample of which nothing is asked is left alone"
+    again = conditional.sample(2, start=4, batch_size=1, guidance_function="judge@gap=asked", guidance_scale=2.0, **asked)
+    assert all((a.positions == b.positions).all() for a, b in zip(guided[4:6], again, strict=True))
+    for conditions in (None, {"dipole": 1.0}):
+        with pytest.raises(BadRequest, match="follows a condition that is not asked for: --condition gap=VALUE"):
+            conditional.request(1, conditions=conditions, guidance_function="judge@gap=asked")
+
+
 def test_a_table_asks_every_sample_for_values_and_a_size_of_its_own(conditional, tmp_path):
     path = tmp_path / "targets.csv"
     path.write_text("gap,dipole,n_atoms\n5,,6\n8..9,1,5\n")

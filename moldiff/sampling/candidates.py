@@ -1,4 +1,4 @@
-"""Several candidates a sample, of which the one comes back that the model itself finds likeliest, without any truth.
+"""Several candidates a sample, of which the best comes back: the one that the model itself finds likeliest, or a judge's choice.
 
 The denoising loss of a clean system, averaged over noise and its levels, is up to weights and a constant the variational bound of
 its log likelihood (Ho et al. 2020; Kingma et al. 2021), and so tells which of several systems a model believes in: the
@@ -8,7 +8,7 @@ its log likelihood (Ho et al. 2020; Kingma et al. 2021), and so tells which of s
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +27,55 @@ LEVELS = (0.1, 0.2, 0.35, 0.55)
 DRAWS = 2
 #: Atoms closer than this (Å) overlap, and the candidate comes last.
 OVERLAP = 0.5
+
+
+#: Given the number of a group and its K finished encoded systems: the rank of each, the least the best, and what is to be said
+#: of each. A rank is +inf or NaN where there is none.
+Judge = Callable[[int, AtomBatch], tuple[Sequence[float], Sequence[Mapping[str, Any]]]]
+
+
+class Judged(Control):
+    """Groups of K finished systems, that of the least rank by ``judge`` brought to each group's first row.
+
+    The judge sees systems as they come back, after positions have settled, and each group alone, so that what it says of one
+    does not depend on the batch. Groups from ``n_groups`` on only fill up the batch and are not judged.
+    """
+
+    def __init__(self, judge: Judge, n_candidates: int, n_groups: int | None = None) -> None:
+        self.judge, self.k, self.n_groups = judge, n_candidates, n_groups
+        self.said: list[Mapping[str, Any]] = []
+
+    def wrap(self, denoiser: Denoiser, diffusion: Diffusion) -> Denoiser:
+        self.denoiser = denoiser
+        return denoiser
+
+    def start(self, xt: AtomBatch, diffusion: Diffusion, rng: Streams) -> AtomBatch:
+        if xt.n_systems % self.k:
+            raise ValueError(f"{xt.n_systems} rows are no whole number of groups of {self.k} candidates")
+        return xt
+
+    def choose(self, x0: AtomBatch, diffusion: Diffusion) -> AtomBatch:
+        best = torch.zeros(x0.n_systems // self.k, dtype=torch.long)
+        self.said = []
+        for group in range(len(best) if self.n_groups is None else self.n_groups):
+            ranks, said = self.judge(group, x0[group * self.k : (group + 1) * self.k])
+            best[group] = torch.tensor(ranks, dtype=torch.float64).nan_to_num(math.inf, posinf=math.inf).argmin()
+            self.said.append(said[int(best[group])])
+        index = with_first(best.to(x0.device), self.k)
+        reorder(self.denoiser, index)
+        return x0[index]
+
+    def facts(self, row: int) -> Mapping[str, Any]:
+        """What the judge said of the sample in a group's first row."""
+        group, place = divmod(row, self.k)
+        return {} if place or group >= len(self.said) else self.said[group]
+
+
+def with_first(best: Tensor, k: int) -> Tensor:
+    """The index [G k] that brings system ``best`` [G] of each group of k rows to the group's first row."""
+    index = torch.arange(len(best) * k, device=best.device).reshape(-1, k)
+    index[:, 0] += best
+    return index.flatten()
 
 
 class Chosen(Control):
@@ -60,10 +109,9 @@ class Chosen(Control):
         if self.n_groups is not None:
             best[self.n_groups :] = 0
         self.doubt = doubt.gather(1, best[:, None])[: self.n_groups, 0].tolist()
-        index = torch.arange(x0.n_systems, device=x0.device).reshape(-1, self.k)
-        index[:, 0] += best
-        reorder(self.denoiser, index.flatten())
-        return x0[index.flatten()]
+        index = with_first(best, self.k)
+        reorder(self.denoiser, index)
+        return x0[index]
 
     def facts(self, row: int) -> Mapping[str, Any]:
         """The doubt of the sample in a group's first row; None where no candidate is a crystal."""

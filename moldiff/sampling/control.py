@@ -57,8 +57,15 @@ class Control:
         """The clean encoded systems, given those that the loop made."""
         return x0
 
+    def choose(self, x0: AtomBatch, diffusion: Diffusion) -> AtomBatch:
+        """The clean encoded systems in their last order, after all has finished and positions have settled.
+
+        A control that moves systems to other rows calls ``denoisers.base.reorder`` with the same index.
+        """
+        return x0
+
     def facts(self, row: int) -> Mapping[str, Any]:
-        """What it found of the system that ``finish`` left in a row, such as the value that was asked for or a reward."""
+        """What it found of the system that ``choose`` left in a row, such as the value that was asked for or a reward."""
         return {}
 
 
@@ -101,6 +108,11 @@ class Controls(Control):
     def finish(self, x0: AtomBatch, diffusion: Diffusion) -> AtomBatch:
         for part in self.parts:
             x0 = part.finish(x0, diffusion)
+        return x0
+
+    def choose(self, x0: AtomBatch, diffusion: Diffusion) -> AtomBatch:
+        for part in self.parts:
+            x0 = part.choose(x0, diffusion)
         return x0
 
     def facts(self, row: int) -> Mapping[str, Any]:

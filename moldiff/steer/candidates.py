@@ -1,4 +1,7 @@
-"""Several candidates a sample as a specification: structures of one composition are drawn, and the best ranked one comes back."""
+"""Several candidates a sample as a specification: structures of one composition are drawn, and the best ranked one comes back.
+
+Molecules are chosen by their properties instead (``steer.judged``).
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,8 @@ from moldiff.sampling.control import Control
 
 if TYPE_CHECKING:
     from moldiff.model_store import ModelInfo
+    from moldiff.steer.conditions import Conditions
+    from moldiff.steer.judged import JudgedCandidates
 
 MOST_CANDIDATES = 64
 
@@ -34,8 +39,7 @@ class Candidates(Spec):
 
     def check(self, info: ModelInfo) -> None:
         if info.config.kind != "crystal":
-            made = f"{info.name} makes {info.config.kind}s"
-            raise BadRequest(f"candidates are ranked for crystals, and {made}: a reward with particles chooses among those")
+            raise BadRequest(f"these candidates are ranked for crystals, and {info.name} makes {info.config.kind}s")
 
     def check_beside(self, others: Sequence[Spec]) -> None:
         for other in others:
@@ -48,14 +52,35 @@ class Candidates(Spec):
         return Chosen(self.rows_each, n_groups=len(set(place.indices)))
 
 
-def candidates_from(candidates: Any, default: int = 1, fitting: bool = False) -> Candidates | None:
+def candidates_from(
+    candidates: Any,
+    default: int = 1,
+    fitting: bool = False,
+    *,
+    kind: str = "crystal",
+    conditions: Conditions | None = None,
+    judge: Any = None,
+) -> Candidates | JudgedCandidates | None:
     """Read a number of candidates; None for 1, which is plain sampling.
 
-    Where none is asked for it is the model's ``default``, if the rest of the request is ``fitting``. Raises ``BadRequest`` for
-    what is no such number.
+    Where none is asked for it is the model's ``default``, if the rest of the request is ``fitting``. Of the ``kind`` molecule
+    they are chosen by what ``conditions`` ask and ``judge``, a regressor, predicts. Raises ``BadRequest`` for what is no such
+    number, and for a judge without candidates or of crystals.
     """
     if candidates is None:
         candidates = default if fitting else 1
     if type(candidates) is not int or not 1 <= candidates <= MOST_CANDIDATES:
         raise BadRequest(f"candidates must be a whole number from 1 to {MOST_CANDIDATES}, found {candidates!r}")
-    return None if candidates == 1 else Candidates(candidates)
+    if judge is not None:
+        if kind == "crystal":
+            raise BadRequest("a judge chooses among molecules; candidates of crystals are ranked by the model itself")
+        if candidates == 1:
+            raise BadRequest("a judge chooses among several candidates a sample: --candidates K")
+        judge = str(judge)
+    if candidates == 1:
+        return None
+    if kind == "crystal":
+        return Candidates(candidates)
+    from moldiff.steer.judged import JudgedCandidates
+
+    return JudgedCandidates(candidates, conditions, judge)

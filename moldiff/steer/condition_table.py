@@ -44,6 +44,9 @@ class ConditionTable(Conditions):
     def size_of(self, index: int) -> int | None:
         return self.sizes[index % len(self.sizes)]
 
+    def wanted(self, index: int) -> tuple[Asked, ...]:
+        return self.rows[index % len(self.rows)]
+
     def asked(self, info: ModelInfo, seed: int, index: int) -> dict[str, float]:
         return Conditions(self.rows[index % len(self.rows)], self.guidance).asked(info, seed, index)
 

@@ -78,6 +78,10 @@ class Conditions(Spec):
                 row[name] = low + share * (high - low)
         return row
 
+    def wanted(self, index: int) -> tuple[Asked, ...]:
+        """What one sample is asked for, ranges as they are."""
+        return self.values
+
     def control(self, place: Place) -> Control:
         config = place.info.config
         rows = [self.asked(place.info, place.seed, index) for index in place.indices]
