@@ -7,8 +7,6 @@ is); and an assignment that changes the least likely choices until the counts do
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
@@ -16,10 +14,7 @@ from moldiff.core.batch import AtomBatch
 from moldiff.core.rng import Streams
 from moldiff.denoisers.base import Denoiser
 from moldiff.diffusion.joint import Diffusion
-from moldiff.sampling.control import Control
-
-if TYPE_CHECKING:
-    from moldiff.sampling.loop import Memory, Sampler
+from moldiff.sampling.control import Control, Step
 
 #: A logit whose probability is exactly 0 in single precision, yet finite: guidance may subtract two of them.
 NEVER = -1e9
@@ -73,28 +68,19 @@ class Counted(Control):
         fair = (value >= n_classes) | allowed.gather(-1, value.clamp_max(n_classes - 1)[..., None]).squeeze(-1)
         return xt.replace(**{self.name: torch.where(fair | ~xt.mask, value, drawn)})
 
-    def step(
-        self,
-        model: Memory,
-        sampler: Sampler,
-        diffusion: Diffusion,
-        before: AtomBatch,
-        after: AtomBatch,
-        t: Tensor,
-        s: Tensor,
-        rng: Streams,
-    ) -> AtomBatch:
-        if model.previous is None:
+    def step(self, now: Step, after: AtomBatch) -> AtomBatch:
+        before, previous = now.before, now.model.previous
+        if previous is None:
             return after
-        logits, n_classes = model.previous.data[self.name], self.high.shape[-1]
-        u = rng.uniform(before, self.name, (n_classes,)).double().clamp(1e-12, 1 - 1e-12)
+        logits, n_classes = previous.data[self.name], self.high.shape[-1]
+        u = now.rng.uniform(before, self.name, (n_classes,)).double().clamp(1e-12, 1 - 1e-12)
         logits = logits.double() - (-u.log()).log()  # the greatest of these is a draw of the softmax
-        process = diffusion.processes[self.name]
-        if _absorbs(diffusion, self.name):
+        process = now.diffusion.processes[self.name]
+        if _absorbs(now.diffusion, self.name):
             logits = _as_set(logits, before.data[self.name])
         clean = assign(logits, self.low, self.high, before.mask)
         certain = torch.nn.functional.one_hot(clean, n_classes).to(torch.float32) * -NEVER
-        return after.replace(**{self.name: process.step(before, certain, t, s, rng)})
+        return after.replace(**{self.name: process.step(before, certain, now.t, now.s, now.rng)})
 
     def finish(self, x0: AtomBatch, diffusion: Diffusion) -> AtomBatch:
         value = x0.data[self.name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -14,6 +15,19 @@ from moldiff.diffusion.joint import Diffusion
 
 if TYPE_CHECKING:
     from moldiff.sampling.loop import Memory, Sampler
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of the loop from t to s ([S] each): ``before`` is the state at t, ``model.previous`` the last clean prediction."""
+
+    model: Memory
+    sampler: Sampler
+    diffusion: Diffusion
+    before: AtomBatch
+    t: Tensor
+    s: Tensor
+    rng: Streams
 
 
 class Control:
@@ -35,21 +49,10 @@ class Control:
         """The state at the grid's first time; given a draw of the prior there."""
         return xt
 
-    def step(
-        self,
-        model: Memory,
-        sampler: Sampler,
-        diffusion: Diffusion,
-        before: AtomBatch,
-        after: AtomBatch,
-        t: Tensor,
-        s: Tensor,
-        rng: Streams,
-    ) -> AtomBatch:
-        """The state at s, given the one at t (``before``) and what the sampler made of it (``after``).
+    def step(self, now: Step, after: AtomBatch) -> AtomBatch:
+        """The state at ``now.s``, given the one at ``now.t`` (``now.before``) and what the sampler made of it (``after``).
 
-        ``model.previous`` is the last clean prediction. A control that moves systems to other rows calls ``model.reorder`` and
-        ``sampler.reorder`` with the same index.
+        A control that moves systems to other rows calls ``now.model.reorder`` and ``now.sampler.reorder`` with the same index.
         """
         return after
 
@@ -90,19 +93,9 @@ class Controls(Control):
             xt = part.start(xt, diffusion, rng)
         return xt
 
-    def step(
-        self,
-        model: Memory,
-        sampler: Sampler,
-        diffusion: Diffusion,
-        before: AtomBatch,
-        after: AtomBatch,
-        t: Tensor,
-        s: Tensor,
-        rng: Streams,
-    ) -> AtomBatch:
+    def step(self, now: Step, after: AtomBatch) -> AtomBatch:
         for part in self.parts:
-            after = part.step(model, sampler, diffusion, before, after, t, s, rng)
+            after = part.step(now, after)
         return after
 
     def finish(self, x0: AtomBatch, diffusion: Diffusion) -> AtomBatch:

@@ -25,8 +25,7 @@ from moldiff.denoisers.base import Denoiser
 from moldiff.diffusion.joint import Diffusion
 from moldiff.diffusion.process import Process
 from moldiff.errors import BadRequest
-from moldiff.sampling.control import Control
-from moldiff.sampling.loop import Memory, Sampler
+from moldiff.sampling.control import Control, Step
 
 
 class Known:
@@ -144,28 +143,19 @@ class Inpaint(Control):
         self._times = []
         return xt
 
-    def step(
-        self,
-        model: Memory,
-        sampler: Sampler,
-        diffusion: Diffusion,
-        before: AtomBatch,
-        after: AtomBatch,
-        t: Tensor,
-        s: Tensor,
-        rng: Streams,
-    ) -> AtomBatch:
-        after = self._noised(after, diffusion, s, rng)
+    def step(self, now: Step, after: AtomBatch) -> AtomBatch:
+        diffusion, rng = now.diffusion, now.rng
+        after = self._noised(after, diffusion, now.s, rng)
         if self.resamplings == 1:
             return after
-        self._times = [*(self._times or [t]), s]
+        self._times = [*(self._times or [now.t]), now.s]
         if len(self._times) <= self.jump:
             return after
         times, self._times = self._times, []
         for _ in range(self.resamplings - 1):
             after = self._noised(diffusion.renoise(after, times[-1], times[0], rng), diffusion, times[0], rng)
             for a, b in pairwise(times):
-                after = self._noised(sampler.step(model, diffusion, after, a, b, rng), diffusion, b, rng)
+                after = self._noised(now.sampler.step(now.model, diffusion, after, a, b, rng), diffusion, b, rng)
         return after
 
     def _noised(self, xt: AtomBatch, diffusion: Diffusion, t: Tensor, rng: Streams) -> AtomBatch:

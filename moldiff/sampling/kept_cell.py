@@ -13,8 +13,8 @@ from moldiff.core.periodic import torus_log, wrap
 from moldiff.core.rng import Streams
 from moldiff.diffusion.joint import Diffusion
 from moldiff.errors import BadRequest
+from moldiff.sampling.control import Step
 from moldiff.sampling.inpaint import Inpaint, Known
-from moldiff.sampling.loop import Memory, Sampler
 
 _NEVER = 1e3  # beyond any squared distance on the torus
 
@@ -55,22 +55,12 @@ class KeptCell(Inpaint):
         truth = self.known.truth.frac_coords[:, :k]
         return xt.replace(frac_coords=nearest_points(truth, xt.frac_coords, xt.atom_types if fixed else None))
 
-    def step(
-        self,
-        model: Memory,
-        sampler: Sampler,
-        diffusion: Diffusion,
-        before: AtomBatch,
-        after: AtomBatch,
-        t: Tensor,
-        s: Tensor,
-        rng: Streams,
-    ) -> AtomBatch:
+    def step(self, now: Step, after: AtomBatch) -> AtomBatch:
         k, first, self._began = self.classes.shape[1], not self._began, True
-        wrong = first and k and self._types_fixed(before, diffusion)
-        if wrong and not torch.equal(before.atom_types[:, :k], self.classes):
+        wrong = first and k and self._types_fixed(now.before, now.diffusion)
+        if wrong and not torch.equal(now.before.atom_types[:, :k], self.classes):
             raise BadRequest("types were fixed after the kept sites had been put first: name the formula before what is kept")
-        return super().step(model, sampler, diffusion, before, after, t, s, rng)
+        return super().step(now, after)
 
     def _types_fixed(self, xt: AtomBatch, diffusion: Diffusion) -> bool:
         """Whether the types are told, or all set: an absorbing process keeps an exact formula that is set at once."""

@@ -12,7 +12,7 @@ from moldiff.core.batch import AtomBatch
 from moldiff.core.rng import Streams
 from moldiff.denoisers.base import Denoiser, reorder
 from moldiff.diffusion.joint import Diffusion
-from moldiff.sampling.control import Control, Controls
+from moldiff.sampling.control import Control, Controls, Step
 
 
 class Memory:
@@ -99,7 +99,7 @@ def sample(
             sampler.forget()
         else:
             moved = sampler.step(model, diffusion, xt, t, s, rng)
-            xt = control.step(model, sampler, diffusion, xt, moved, t, s, rng)
+            xt = control.step(Step(model, sampler, diffusion, xt, t, s, rng), moved)
         if on_step is not None:
             on_step(k + 1, len(times) - 1)
     return control.finish(diffusion.finish(model(xt, times[-1] * ones), xt), diffusion)

@@ -13,7 +13,7 @@ from moldiff.core.batch import AtomBatch
 from moldiff.core.rng import Streams
 from moldiff.denoisers.base import Denoiser, reorder
 from moldiff.diffusion.joint import Diffusion
-from moldiff.sampling.control import Control
+from moldiff.sampling.control import Control, Step
 from moldiff.sampling.loop import Memory, Sampler
 
 #: Rewards of clean encoded systems, float [S]: NaN where there is none as yet, -inf where there will be none.
@@ -77,29 +77,20 @@ class Steered(Control):
         self.last_strength = torch.zeros(groups, 1, dtype=torch.float64)
         return xt
 
-    def step(
-        self,
-        model: Memory,
-        sampler: Sampler,
-        diffusion: Diffusion,
-        before: AtomBatch,
-        after: AtomBatch,
-        t: Tensor,
-        s: Tensor,
-        rng: Streams,
-    ) -> AtomBatch:
+    def step(self, now: Step, after: AtomBatch) -> AtomBatch:
+        model, diffusion = now.model, now.diffusion
         if model.previous is None or self.k == 1:
             return after
-        high, low = diffusion.schedule.ratio(torch.stack([t[0], s[0]])).tolist()
+        high, low = diffusion.schedule.ratio(torch.stack([now.t[0], now.s[0]])).tolist()
         turns = self.low is not None and high >= self.low > low
         if not (turns or any(high >= level > low for level in self.levels)):
             return after
-        rewards = self._rewards(diffusion.finish(model.previous, before))
+        rewards = self._rewards(diffusion.finish(model.previous, now.before))
         if turns and self.strength is None:
             after = self._with_elite(rewards, after)
             model.previous = None  # it does not belong to all rows any more; for all alike, whatever became of each
-            sampler.forget()
-        return self._moved(rewards, model, sampler, after, rng)
+            now.sampler.forget()
+        return self._moved(rewards, model, now.sampler, after, now.rng)
 
     def _moved(self, rewards: Tensor, model: Memory, sampler: Sampler, xt: AtomBatch, rng: Streams) -> AtomBatch:
         """The batch with its rows resampled by their rewards."""
