@@ -106,6 +106,7 @@ class SamplingConfig(_Strict):
     candidates: int = Field(1, ge=1, le=64)  # crystals of a composition drawn for every sample; the best ranked is it
     judge: str | None = None  # the regressor, by name or folder, that chooses among candidates of molecules
     settle: float = Field(0.0, ge=0, le=0.5)  # share of the calls that settle positions at the end, from 50 calls on
+    settle_with: str | None = None  # the model, by name or folder, whose network settles them; None for its own
 
 
 class ConditionStats(_Strict):

@@ -21,7 +21,7 @@ from moldiff.core.rng import Streams, stream_seed
 from moldiff.device import check_batch_size, resolve_device
 from moldiff.errors import BadRequest, MoldiffError
 from moldiff.model_store import ModelInfo, load_model
-from moldiff.request import REQUEST_OPTIONS, Request, make_request, whole_number
+from moldiff.request import REQUEST_OPTIONS, Request, make_request, settler_info, whole_number
 from moldiff.samples import Sample, SampleSet, from_batch
 from moldiff.sampling.control import Controls
 from moldiff.sampling.loop import sample
@@ -59,6 +59,7 @@ class Generator:
         self.denoiser = denoiser.to(self.device).eval()
         self.vocabulary = build_vocabulary(info.config)
         self._rule: TileRule | None = None
+        self._settler: NetworkDenoiser | None = None
 
     @classmethod
     def from_pretrained(cls, name_or_folder: str | Path = "qm9", device: str | torch.device = "auto") -> Generator:
@@ -182,6 +183,7 @@ class Generator:
         denoiser: Denoiser = self.denoiser
         if request.temperature != 1:
             denoiser = Sharpened(denoiser, diffusion, request.temperature)
+        settler = self.settler() if request.settle else None
         grid = request.time_grid(diffusion.schedule)
         rows_each = max((spec.rows_each for spec in request.controls), default=1)
         gradients = any(spec.needs_gradients for spec in request.controls)
@@ -212,8 +214,9 @@ class Generator:
                     drawn = sample(
                         watched, diffusion, like, streams, sampler, grid, request.self_conditioning, on_step, None, control
                     )
-                    if request.settle:
-                        drawn = settle_positions(watched, diffusion, drawn, request.settle, streams)
+                    if settler is not None:
+                        watched.denoiser = settler if settler is not self.denoiser else denoiser
+                        drawn = settle_positions(watched, settler.diffusion, drawn, request.settle, streams)
                     drawn = control.choose(drawn, diffusion)
             except _Stopped:
                 return
@@ -246,6 +249,16 @@ class Generator:
                 else:
                     warnings.warn(sentence, stacklevel=3)
         return [replace(results[i], problem=results[i].problem or request.refuses(results[i])) for i in indices]
+
+    def settler(self) -> NetworkDenoiser:
+        """The network that settles positions: the model's own, or that of the model which its ``settle_with`` names.
+
+        Raises ``BadRequest`` where that one has other fields or another vocabulary.
+        """
+        if self._settler is None:
+            name = self.info.config.sampling.settle_with
+            self._settler = self.denoiser if name is None else settler_info(self.info, name).denoiser().to(self.device).eval()
+        return self._settler
 
     def rule(self) -> TileRule:
         """How many systems a call may have for the same bits in any company, tried on this machine when first asked."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from moldiff.control import Spec
 from moldiff.core.rng import stream_seed
 from moldiff.errors import BadRequest
-from moldiff.model_store import ModelInfo
+from moldiff.model_store import ModelInfo, model_info
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,7 +32,7 @@ class Request:
     """Sample i of a request is a function of i and of these fields, on one kind of device; ``n`` only says where to stop.
 
     ``sizes`` are the admitted numbers of atoms with their weights; ``steps`` counts network calls, of which the
-    last ``settle`` settle positions.
+    last ``settle`` settle positions, with the weights ``settle_with`` where they are another model's.
     """
 
     model: str
@@ -48,6 +48,7 @@ class Request:
     size: str
     sizes: Mapping[int, int] = field(repr=False)
     settle: int = 0
+    settle_with: str | None = None
     controls: tuple[Spec, ...] = ()
 
     def size_of(self, index: int) -> int:
@@ -175,6 +176,8 @@ def make_request(
     if not possible and not decided:
         names = " and ".join(spec.wants() for spec in controls)
         raise BadRequest(f"no size that {info.name} can make ({min(sizes)} to {max(sizes)} atoms) satisfies {names}")
+    settling = _settle_calls(info, calls, settle, controls)
+    other = info.config.sampling.settle_with if settling else None
     return Request(
         model=info.name,
         weights_sha256=info.weights_sha256,
@@ -188,9 +191,19 @@ def make_request(
         temperature=heat,
         size=text,
         sizes=possible,
-        settle=_settle_calls(info, calls, settle, controls),
+        settle=settling,
+        settle_with=None if other is None else settler_info(info, other).weights_sha256,
         controls=tuple(controls),
     )
+
+
+def settler_info(info: ModelInfo, name: str) -> ModelInfo:
+    """The model that settles what ``info`` draws; raises ``BadRequest`` where its fields or vocabulary are others."""
+    found = model_info(name)
+    ours, theirs = info.config, found.config
+    if {**ours.vocabulary} != {**theirs.vocabulary} or set(ours.fields) != set(theirs.fields):
+        raise BadRequest(f"{name} can't settle what {info.name} draws: their vocabularies or fields differ")
+    return found
 
 
 def _settle_calls(info: ModelInfo, calls: int, wanted: int | None, controls: Sequence[Spec]) -> int:

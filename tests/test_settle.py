@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
+import yaml
 from ase.build import molecule
 from rdkit.Chem import rdForceFieldHelpers
 
 from moldiff import Generator, SampleSet
 from moldiff.errors import BadRequest
+from moldiff.model_store import model_info, write_manifest
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +86,34 @@ def test_conformers_settle(generator: Generator) -> None:
 def test_crystals_have_nothing_to_settle() -> None:
     with pytest.raises(BadRequest, match="positions and bonds"):
         Generator.from_pretrained("mp20-csp").request(1, formula="NaCl", settle=10)
+
+
+def settled_with(folder: Path, name: str) -> Path:
+    """A copy of qm9 whose positions another model settles."""
+    copy = Path(shutil.copytree(model_info("qm9").folder, folder / "mine"))
+    settings = yaml.safe_load((copy / "config.yaml").read_text())
+    settings["sampling"]["settle_with"] = name
+    (copy / "config.yaml").write_text(yaml.safe_dump(settings))
+    write_manifest(copy, "mine")
+    return copy
+
+
+def test_another_model_settles(tmp_path: Path) -> None:
+    own, other = (Generator.from_pretrained(settled_with(tmp_path / name, name)) for name in ("qm9", "qm9-cond"))
+    options = {"seed": 3, "size": 9, "steps": 16}
+    alone, there = own.sample(2, settle=8, **options), other.sample(2, settle=8, **options)
+    for a, b in zip(alone, there, strict=True):
+        assert np.array_equal(a.bond_types, b.bond_types)
+        assert 1e-3 < np.abs(a.positions - b.positions).max() < 3
+    again = other.sample(1, settle=8, start=1, **options)
+    assert np.array_equal(again[0].positions, there[1].positions)
+    assert other.request(1).settings()["settle_with"] == model_info("qm9-cond").weights_sha256
+    assert other.request(1, settle=0).settings()["settle_with"] is None
+
+
+@pytest.mark.parametrize(("name", "words"), [("no-such", "no-such"), ("mp20", "can't settle what .* draws")])
+def test_a_settler_that_does_not_fit_is_refused(tmp_path: Path, name: str, words: str) -> None:
+    generator = Generator.from_pretrained(settled_with(tmp_path, name))
+    assert generator.request(1, settle=0).settle == 0
+    with pytest.raises(BadRequest, match=words):
+        generator.request(1)
