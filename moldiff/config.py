@@ -106,6 +106,7 @@ class SamplingConfig(_Strict):
     candidates: int = Field(1, ge=1, le=64)  # crystals of a composition drawn for every sample; the best ranked is it
     judge: str | None = None  # the regressor, by name or folder, that chooses among candidates of molecules
     settle: float = Field(0.0, ge=0, le=0.5)  # share of the calls that settle positions at the end, from 50 calls on
+    conformers: str = Field("embedding", pattern="^(embedding|noise)$")  # where the way to conformers of a SMILES begins
     settle_with: str | None = None  # the model, by name or folder, whose network settles them; None for its own
 
 
@@ -152,6 +153,11 @@ class Config(_Strict):
     max_atoms: int = Field(64, ge=1)
     training: TrainingConfig = TrainingConfig()
     sampling: SamplingConfig = SamplingConfig()
+
+    @property
+    def needs_graph(self) -> bool:
+        """Whether all of its training was with known graphs, so that it makes positions and nothing else."""
+        return self.training.given_graph == 1
 
     def to_yaml(self) -> str:
         """The settings as YAML, in the order of the models."""

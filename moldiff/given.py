@@ -210,12 +210,12 @@ def checked_strength(strength: float) -> float:
     return float(strength)
 
 
-def graph_from(smiles: str | Graph | None) -> GraphGiven | None:
-    """The specification behind ``--smiles``; None without."""
+def graph_from(smiles: str | Graph | None, begin: str = "embedding") -> GraphGiven | None:
+    """The specification behind ``--smiles``, whose way begins as the model's does; None without."""
     from moldiff.chem.graphs import Graph, read_graph
     from moldiff.conformers import GraphGiven
 
-    return None if smiles is None else GraphGiven(smiles if isinstance(smiles, Graph) else read_graph(smiles))
+    return None if smiles is None else GraphGiven(smiles if isinstance(smiles, Graph) else read_graph(smiles), begin=begin)
 
 
 def positions_from(positions: str | Path | Any | None) -> PositionsGiven | None:

@@ -224,6 +224,8 @@ def card_text(
     elements = named_elements(config.vocabulary["atom_types"])
     told = "atom_types" in config.given
     option, argument = (" --formula NaCl --z 4", ', formula="NaCl", z=4') if told else ("", "")
+    if config.needs_graph:
+        option, argument = " --smiles CCO", ', smiles="CCO"'
     if config.targets:
         return regressor_card(config, elements, n_parameters, sizes, facts)
     things = f"{config.kind}s"
@@ -231,6 +233,7 @@ def card_text(
         "makes": f"{things} of {elements} with {min(sizes)} to {max(sizes)} atoms",
         **({"bonds": BONDS.get(config.bonds, f"inferred from distances ({config.bonds})")} if things == "molecules" else {}),
         **({"is told": "the composition: a formula and the number of its units in the cell"} if told else {}),
+        **({"is told": "the graph of a molecule: a SMILES; it makes its positions"} if config.needs_graph else {}),
         "network": f"{config.network.name}, {n_parameters:,} parameters",
         "fields": ", ".join(f"{name} ({f.process})" for name, f in config.fields.items()),
         "training data": f"{config.data.name}, {sum(sizes.values()):,} {things}",

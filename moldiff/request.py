@@ -165,6 +165,8 @@ def make_request(
     if untold:
         asked = "give a formula or compositions" if untold == ["atom_types"] else f"these are missing: {', '.join(untold)}"
         raise BadRequest(f"{info.name} makes {info.config.kind}s of what it is told: {asked}")
+    if info.config.needs_graph and all("bond_types" not in spec.gives for spec in controls):
+        raise BadRequest(f"{info.name} makes positions of graphs that are given: name one with smiles")
     for spec in controls:
         n = spec.total(n)
     text, sizes = admitted_sizes(info, size)

@@ -83,7 +83,7 @@ def specs_from(info: ModelInfo, **verbs: Unpack[Verbs]) -> tuple[Spec, ...]:
         ),
         _kept(info, verbs),  # after candidates, which are compared in the model's own cell, and not in that of a file
         like_from(verbs.get("like"), verbs.get("strength")),
-        graph_from(verbs.get("smiles")),
+        graph_from(verbs.get("smiles"), info.config.sampling.conformers),
         positions_from(verbs.get("positions")),
         # after what is kept, whose atoms it counts
         elements_from(verbs.get("elements"), verbs.get("exclude"), verbs.get("require")),

@@ -117,3 +117,19 @@ def test_a_settler_that_does_not_fit_is_refused(tmp_path: Path, name: str, words
     assert generator.request(1, settle=0).settle == 0
     with pytest.raises(BadRequest, match=words):
         generator.request(1)
+
+
+def test_a_model_of_given_graphs_makes_conformers_and_nothing_else(tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(model_info("qm9-cond").folder, tmp_path / "conformers"))
+    settings = yaml.safe_load((copy / "config.yaml").read_text())
+    settings["training"].update(given_graph=1.0, given_places=0.0, given_parts=0.0)
+    settings["sampling"]["conformers"] = "noise"
+    (copy / "config.yaml").write_text(yaml.safe_dump(settings))
+    write_manifest(copy, "conformers")
+    generator = Generator.from_pretrained(copy)
+    with pytest.raises(BadRequest, match="graphs that are given: name one with smiles"):
+        generator.request(1)
+    (spec,) = generator.request(1, smiles="CCO").controls
+    assert spec.settings()["begin"] == "noise"
+    (other,) = Generator.from_pretrained("qm9-cond").request(1, smiles="CCO").controls
+    assert other.settings()["begin"] == "embedding"
