@@ -391,6 +391,9 @@ def test_a_regressor_guides_every_sample_to_what_it_is_asked(conditional, monkey
     assert same == [False, False, True] * 4, "a sample of which nothing is asked is left alone"
     again = conditional.sample(2, start=4, batch_size=1, guidance_function="judge@gap=asked", guidance_scale=2.0, **asked)
     assert all((a.positions == b.positions).all() for a, b in zip(guided[4:6], again, strict=True))
+    assert conditional.request(1, guidance_function="judge@gap=asked", settle=2, conditions={"gap": 1.0}).settle == 2
+    with pytest.raises(BadRequest, match="settle moves positions and does not go together with guidance_function"):
+        conditional.request(1, guidance_function=closer, settle=2)
     for conditions in (None, {"dipole": 1.0}):
         with pytest.raises(BadRequest, match="follows a condition that is not asked for: --condition gap=VALUE"):
             conditional.request(1, conditions=conditions, guidance_function="judge@gap=asked")

@@ -75,6 +75,11 @@ class Guide(Spec):
     needs_gradients = True
     _shared: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
+    @property
+    def settles(self) -> bool:  # type: ignore[override]
+        """A regressor's property is one of the graph above all, which settling keeps; of other functions nothing is known."""
+        return isinstance(self.function, str) and "@" in self.function
+
     def settings(self) -> dict[str, Any]:
         f = self.function
         text = f if isinstance(f, str) else f"{getattr(f, '__module__', '?')}:{getattr(f, '__qualname__', type(f).__name__)}"
