@@ -63,7 +63,12 @@ def generate(
     time_limit: Annotated[float, typer.Option(help="Seconds that one relaxation may take.")] = 120.0,
     clusters: Annotated[bool, typer.Option(help="Crystals: find samples that are the same.")] = True,
     like: Annotated[Path | None, typer.Option(help="Vary these molecules: SDF, XYZ ...")] = None,
-    strength: Annotated[float | None, typer.Option(help="How far, above 0 to 1.", show_default="0.6 with --like")] = None,
+    strength: Annotated[
+        float | None, typer.Option(help="How far to noise these, or prototypes: 0 to 1.", show_default="0.6 with --like")
+    ] = None,
+    prototypes: Annotated[
+        str | None, typer.Option(help="Crystals: begin at those of a prepared data set, or aflow.", show_default="the model's")
+    ] = None,
     smiles: Annotated[str | None, typer.Option(help="Conformers of this molecule.")] = None,
     positions: Annotated[Path | None, typer.Option(help="Types and bonds for the positions in this file.")] = None,
     condition: Annotated[list[str] | None, typer.Option(help="NAME=VALUE or NAME=8..10; may be repeated. Or a CSV.")] = None,
@@ -95,7 +100,7 @@ def generate(
         resamplings=resamplings, like=like, strength=strength, smiles=smiles, positions=positions, conditions=condition,
         guidance=guidance, guidance_function=guidance_function, guidance_scale=guidance_scale, reward=reward, target=target,
         particles=particles, reward_strength=reward_strength, candidates=candidates,
-        judge=judge,
+        judge=judge, prototypes=prototypes,
     )  # fmt: skip
     request = make_request(
         info, n, seed=seed, steps=steps, sampler=sampler, options=options, grid=grid, temperature=temperature, size=size,

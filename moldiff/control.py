@@ -27,7 +27,8 @@ class Place:
     """Where a control acts: the sample indices of the rows, in their order, the size of all of them, and the model's parts.
 
     Each sample has ``rows_each`` rows, one after another; after ``finish`` the first of them is the sample. Rows at the end may
-    repeat the last sample, to fill up the call; they come to nothing.
+    repeat the last sample, to fill up the call; they come to nothing. A call for a part of the rows needs ``fewest`` of them for
+    the same bits; None where only calls for all are alike.
     """
 
     indices: Sequence[int]
@@ -38,6 +39,7 @@ class Place:
     device: torch.device
     seed: int
     rows_each: int = 1
+    fewest: int | None = None
 
 
 class Spec(ABC):
@@ -77,6 +79,10 @@ class Spec(ABC):
     def cautions(self, info: ModelInfo) -> list[str]:
         """Sentences to show before drawing: what is asked can be done, but perhaps not well."""
         return []
+
+    def calls(self, steps: int) -> int | None:
+        """Network calls that a sample costs where this decides it, else None: then all its rows take all steps."""
+        return None
 
     def notices(self) -> list[str]:
         """Sentences to show after drawing: what went wrong since the last call."""

@@ -205,9 +205,11 @@ class Generator:
             watched = Watched(denoiser, tile.rows, self.device)
             sampler = make_sampler(request.sampler, request.options)
             streams = Streams.of(seed, tile.streams)
+            rule = self.rule()
             place = Place(
-                tile.filled, tile.size, self.info, self.vocabulary, diffusion, self.device, seed, rows_each
-            )
+                tile.filled, tile.size, self.info, self.vocabulary, diffusion, self.device, seed, rows_each,
+                rule.least if rule.least < rule.most else None,
+            )  # fmt: skip
             control = Controls([spec.control(place) for spec in request.controls])
             try:
                 with no_grad():

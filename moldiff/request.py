@@ -86,7 +86,10 @@ class Request:
 
     @property
     def calls_each(self) -> int:
-        """Network calls that one sample costs at most, those of all its rows together; guidance doubles them."""
+        """Network calls that one sample costs, those of all its rows together; guidance doubles them."""
+        said = next((n for spec in self.controls if (n := spec.calls(self.steps)) is not None), None)
+        if said is not None:
+            return said
         rows = max((spec.rows_each for spec in self.controls), default=1)
         return rows * (self.steps + sum(spec.calls_beside for spec in self.controls))
 

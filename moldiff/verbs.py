@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from moldiff.chem.fragments import Fragment
 from moldiff.control import Spec
 from moldiff.errors import BadRequest, unknown
 from moldiff.model_store import ModelInfo
+
+if TYPE_CHECKING:
+    from moldiff.composition import Compositions
 
 
 class Verbs(TypedDict, total=False):
@@ -33,7 +36,8 @@ class Verbs(TypedDict, total=False):
     grow: str | int | tuple[int, int] | None  # so many atoms more than it has
     resamplings: int | None  # make every step so many times
     like: Any  # vary these molecules: a file, molecules, atoms, samples
-    strength: float | None  # the time to noise them to
+    strength: float | None  # the time to noise them, or prototypes, to
+    prototypes: Any  # crystals: begin at known ones, of a prepared data set or of "aflow", elements swapped; "none" at noise
     smiles: str | None  # conformers of this molecule
     positions: Any  # types, charges and bonds for these positions
     conditions: Any  # {"gap": 9.0, "dipole": (1, 2)}, ["gap=9", "dipole=1..2"], or a row a sample: a CSV file, mappings
@@ -68,21 +72,24 @@ def specs_from(info: ModelInfo, **verbs: Unpack[Verbs]) -> tuple[Spec, ...]:
     from moldiff.steer.reward import reward_from
 
     conditions = conditions_from(verbs.get("conditions"), verbs.get("guidance"))
+    compositions = compositions_from(verbs.get("formula"), verbs.get("z"), verbs.get("compositions"))
+    candidates = candidates_from(
+        verbs.get("candidates"),
+        info.config.sampling.candidates,
+        compositions is not None and not _steered(verbs),
+        kind=info.config.kind, conditions=conditions, judge=verbs.get("judge"),
+    )  # fmt: skip
+    begun = _begun(info, verbs, compositions)
     found: list[Spec | None] = [
         conditions,
         guide_from(
             verbs.get("guidance_function"), verbs.get("guidance_scale"), verbs.get("guidance_way"), verbs.get("guidance_clip"),
             conditions,
         ),
-        compositions_from(verbs.get("formula"), verbs.get("z"), verbs.get("compositions")),
-        candidates_from(
-            verbs.get("candidates"),
-            info.config.sampling.candidates,
-            any(verbs.get(name) is not None for name in ("formula", "compositions")) and not _steered(verbs),
-            kind=info.config.kind, conditions=conditions, judge=verbs.get("judge"),
-        ),
+        compositions,
+        candidates if begun is None else begun,  # which chooses among its own
         _kept(info, verbs),  # after candidates, which are compared in the model's own cell, and not in that of a file
-        like_from(verbs.get("like"), verbs.get("strength")),
+        like_from(verbs.get("like"), verbs.get("strength") if begun is None or verbs.get("like") is not None else None),
         graph_from(verbs.get("smiles"), info.config.sampling.conformers),
         positions_from(verbs.get("positions")),
         # after what is kept, whose atoms it counts
@@ -109,6 +116,21 @@ def _kept(info: ModelInfo, verbs: Verbs) -> Spec | None:
         if value is not None:
             raise BadRequest(f"{info.name} makes molecules, and --{flag} is for crystals: keep a fragment with --keep")
     return keep_from(keep, atoms, smarts, grow, times)
+
+
+def _begun(info: ModelInfo, verbs: Verbs, compositions: Compositions | None) -> Spec | None:
+    """Where the prediction of a composition begins: as asked, or the model's own prototypes, which give way to other verbs."""
+    from moldiff.prototypes import prototypes_from
+
+    wanted, candidates = verbs.get("prototypes"), verbs.get("candidates")
+    if wanted is None:
+        other = any(verbs.get(name) is not None for name in ("keep", "keep_cell", "like")) or candidates == 1
+        if compositions is None or other or _steered(verbs):
+            return None
+        wanted = info.config.sampling.prototypes
+    if wanted is not None and str(wanted) != "none" and info.config.kind != "crystal":
+        raise BadRequest(f"prototypes are crystals, and {info.name} makes {info.config.kind}s")
+    return prototypes_from(wanted, compositions, verbs.get("strength"), candidates)
 
 
 def _steered(verbs: Verbs) -> bool:

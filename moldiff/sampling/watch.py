@@ -21,11 +21,26 @@ class Watched:
 
     def __call__(self, xt: AtomBatch, t: Tensor, previous: AtomBatch | None = None) -> AtomBatch:
         prediction = self.denoiser(xt, t, previous)
-        for value in prediction.data.values():
-            # A sum is non-finite where any of its terms is; one pass over the largest tensors instead of three.
-            self.spoilt |= (~torch.isfinite(value.flatten(1).sum(1))).reshape(-1, len(self.spoilt)).any(0)
+        self.spoilt |= _spoilt(prediction).reshape(-1, len(self.spoilt)).any(0)
         return prediction
+
+    def part(self, rows: Tensor) -> Denoiser:
+        """The same denoiser for some of the systems, of which ``rows`` [R] says the numbers; one may be there several times."""
+
+        def call(xt: AtomBatch, t: Tensor, previous: AtomBatch | None = None) -> AtomBatch:
+            prediction = self.denoiser(xt, t, previous)
+            self.spoilt[rows[_spoilt(prediction)]] = True
+            return prediction
+
+        return call
 
     def reorder(self, index: Tensor) -> None:
         """Row k from now on is what row ``index[k]`` was."""
         self.spoilt = self.spoilt[index]
+
+
+def _spoilt(prediction: AtomBatch) -> Tensor:
+    """Which systems have a number that is not finite, bool [S]."""
+    # A sum is non-finite where any of its terms is; one pass over the largest tensors instead of three.
+    bad = [~torch.isfinite(value.flatten(1).sum(1)) for value in prediction.data.values()]
+    return torch.stack(bad).any(0)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise, permutations, product
 from typing import TYPE_CHECKING
 
@@ -45,12 +45,14 @@ class _Group:
 @dataclass(frozen=True)
 class Template:
     """One way to make the wanted crystal: from training crystal ``index``, whose elements are ``swap``ped (old, new), repeated
-    ``repeat`` times; ``distance`` is how unlike the compounds are."""
+    ``repeat`` times; ``distance`` is how unlike the compounds are, ``share`` the part of the votes that its prototype has
+    among the templates of as many repeats."""
 
     index: int
     swap: tuple[tuple[int, int], ...]
     distance: float
     repeat: int = 1
+    share: float = 1.0
 
 
 class SubstitutionBaseline:
@@ -114,9 +116,9 @@ class SubstitutionBaseline:
         lattice = lattice * ratio ** (1 / 3)
         made = Crystal(swapped, frac, lattice)
         for _ in range(template.repeat - 1):
-            made = _stacked(made, Crystal(swapped, frac, lattice))
+            made = stacked(made, Crystal(swapped, frac, lattice))
         made = niggli(made)
-        return _in_order(made, np.asarray(numbers, dtype=np.int64))
+        return in_order(made, np.asarray(numbers, dtype=np.int64))
 
     def _score(
         self,
@@ -163,6 +165,8 @@ class SubstitutionBaseline:
         votes: defaultdict[int, float] = defaultdict(float)
         for t in found:
             votes[self._kind(t)] += float(np.exp(-(t.distance - least) / TEMPERATURE))
+        total = sum(votes.values())
+        found = [replace(t, share=votes[self._kind(t)] / total) for t in found]
         first: dict[int, Template] = {}
         rest = []
         for t in sorted(found, key=lambda t: t.distance):
@@ -206,7 +210,7 @@ def _orders(counts: Counts) -> list[tuple[int, ...]]:
     return orders
 
 
-def _stacked(lower: Crystal, upper: Crystal) -> Crystal:
+def stacked(lower: Crystal, upper: Crystal) -> Crystal:
     """Put a copy of a cell on top of another along the shortest cell vector, which keeps the cell compact."""
     axis = int(np.argmin(upper.lengths))
     lattice = lower.lattice.copy()
@@ -216,7 +220,7 @@ def _stacked(lower: Crystal, upper: Crystal) -> Crystal:
     return Crystal(np.concatenate([lower.numbers, upper.numbers]), positions @ np.linalg.inv(lattice), lattice)
 
 
-def _in_order(crystal: Crystal, numbers: NDArray[np.int64]) -> Crystal:
+def in_order(crystal: Crystal, numbers: NDArray[np.int64]) -> Crystal:
     """Sort the atoms of a crystal so that its numbers are those wanted, in their order."""
     mine, theirs = np.argsort(crystal.numbers, kind="stable"), np.argsort(numbers, kind="stable")
     place = np.empty(len(numbers), dtype=np.int64)
