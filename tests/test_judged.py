@@ -234,6 +234,20 @@ def test_from_the_shell(conditional, judge, tiny_model, tiny_csp, tmp_path, caps
         assert said in capsys.readouterr().err and not (tmp_path / "none").exists()
 
 
+def test_elements_that_the_judge_does_not_know_are_warned_of(judge, tmp_path):
+    vocabulary = {"atom_types": [1, 6, 9], "charges": [-1, 0, 1], "bond_types": [0, 1, 2, 3]}
+    config = tiny_config(name="told", conditions=["gap"], vocabulary=vocabulary)
+    config = config.model_copy(update={"condition_stats": {"gap": STATS["gap"]}})
+    export_model(build_denoiser(config).state_dict(), config, None, tmp_path / "told", sizes=SIZES)
+    generator = Generator.from_pretrained(tmp_path / "told", device="cpu")
+    with pytest.warns(UserWarning, match="tiny-judge does not know F: what holds it comes last"):
+        drawn = generator.sample(8, conditions={"gap": 2.0}, candidates=6, judge=judge, size=3)
+    plain = generator.sample(48, conditions={"gap": 2.0}, size=3)
+    foreign = [9 in s.numbers for s in plain]
+    assert [s.info["gap_predicted"] is None for s in drawn] == [all(foreign[6 * i : 6 * i + 6]) for i in range(8)]
+    assert any(foreign) and not all(foreign)
+
+
 def test_without_a_judge(tmp_path):
     config = tiny_config(name="told", conditions=["gap"]).model_copy(update={"condition_stats": {"gap": STATS["gap"]}})
     export_model(build_denoiser(config).state_dict(), config, None, tmp_path / "told", sizes=SIZES)

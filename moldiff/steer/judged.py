@@ -68,6 +68,13 @@ class JudgedCandidates(Spec):
                 raise unknown(f"property of the judge {judge.name}", asked, judge.config.targets)
         self._shared["info"] = judge
 
+    def cautions(self, info: ModelInfo) -> list[str]:
+        from moldiff.chem.formula import named_elements
+
+        judge = self._shared["info"]
+        foreign = sorted(set(info.config.vocabulary["atom_types"]) - set(judge.config.vocabulary["atom_types"]))
+        return [f"{judge.name} does not know {named_elements(foreign)}: what holds it comes last"] if foreign else []
+
     def check_beside(self, others: Sequence[Spec]) -> None:
         for other in others:
             if other.rows_each > 1:
