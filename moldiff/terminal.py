@@ -130,7 +130,8 @@ def models_table(models: Iterable[ModelInfo]) -> Table:
     for info in models:
         c = info.config
         elements = named_elements(c.vocabulary["atom_types"], between=" ")
-        sampling = f"{c.sampling.sampler}, {c.sampling.steps}"
+        sampling = "-" if c.targets else f"{c.sampling.sampler}, {c.sampling.steps}"
+        makes = f"{', '.join(c.targets)} of {c.kind}s" if c.targets else "conformers" if c.needs_graph else f"{c.kind}s"
         sizes = f"{min(info.sizes)}-{max(info.sizes)}"
-        rows.append([info.name, f"{c.kind}s", elements, sizes, sampling, f"{info.n_parameters / 1e6:.1f} M"])
+        rows.append([info.name, makes, elements, sizes, sampling, f"{info.n_parameters / 1e6:.1f} M"])
     return plain_table("", ["model", "makes", "elements", "atoms", "sampler, calls", "parameters"], rows, left=3)

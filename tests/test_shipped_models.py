@@ -7,8 +7,10 @@ import pytest
 
 from moldiff.generator import Generator
 from moldiff.model_store import list_models, shipped_models
+from moldiff.regressor import PropertyRegressor
 
 NAMES = sorted(shipped_models())
+MAKERS = [info.name for info in list_models() if not info.config.targets]
 
 
 def test_qm9_is_shipped():
@@ -16,12 +18,27 @@ def test_qm9_is_shipped():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_folders_are_whole_small_and_have_what_offline_use_needs(name):
+def test_folders_are_whole_small_and_have_cards(name):
     (info,) = [info for info in list_models() if info.name == name]
     assert sum(p.stat().st_size for p in info.folder.iterdir()) < 20e6
+    assert len(info.card) > 500 and "/work" not in info.card and info.config.data.root is None
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_what_makes_samples_knows_its_training_data_offline(name):
+    (info,) = [info for info in list_models() if info.name == name]
     assert info.reference() is not None and len(info.reference().hashes) > 1000
     assert info.reference().data_row["n"] >= 1000
-    assert len(info.card) > 500 and "/work" not in info.card and info.config.data.root is None
+
+
+def test_the_regressor_tells_dipoles_and_gaps_of_known_molecules():
+    from ase.build import molecule
+
+    regressor = PropertyRegressor.from_pretrained("qm9-regressor", device="cpu")
+    assert regressor.targets == ("homo", "lumo", "gap", "dipole")
+    found = regressor.predict([molecule("CH3OH"), molecule("C6H6")])
+    assert found["dipole"][1] < 0.4 < 1 < found["dipole"][0] < 2.8  # D: none for benzene, 1.7 for methanol
+    assert found["gap"][0] > found["gap"][1]  # an alcohol is harder to excite than benzene
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if shipped_models()[n].name == "qm9"])
