@@ -24,6 +24,8 @@ __all__ = ["Generator", "SampleSet", "__version__", "evaluate"]
 
 def __getattr__(name: str) -> Any:
     """Import the heavy parts only when somebody asks for them, so that ``import moldiff`` stays light."""
+    if name == "evaluate":
+        importlib.import_module("moldiff.judges").register_shipped()
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'moldiff' has no attribute {name!r}")

@@ -195,7 +195,9 @@ def evaluate(
     """Evaluate anyone's samples, side by side with real data."""
     from moldiff.evaluation.api import evaluate_files
     from moldiff.evaluation.conditional import parse_properties
+    from moldiff.judges import register_shipped
 
+    register_shipped()
     evaluate_files(
         files, names.split(",") if names else None, None if reference == "none" else reference, out, relax=relax,
         calculator=calculator, hull=hull, element_energies=element_energies, truth=truth,
