@@ -117,7 +117,7 @@ class FromKnown(Spec):
             void = j < self.block and left == (one is None)
             truths.append(_fields(one, self.compositions.rows[asked].numbers))
             begins.append(0.0 if void else _NEVER if one is None else self.strength)
-            labels.append(NOISE if one is None else f"{self.source.name}: {one.label}")
+            labels.append(NOISE if one is None else one.label)
             priors.append(-math.inf if void else 0.0 if one is None else one.prior)
             if j == 0:
                 places.append(k - first if left else 0)

@@ -74,7 +74,7 @@ def test_aflow_needs_no_data_and_fills_orbits():
     source = find_prototypes("aflow")
     assert isinstance(source, AflowPrototypes) and source is not None
     first = source.ranked([17, 11], 1)[0]
-    assert first.crystal.numbers.tolist() == [17, 11] and first.label.startswith("AB_cF8_225_a_b")
+    assert first.crystal.numbers.tolist() == [17, 11] and first.label.startswith("AFLOW AB_cF8_225_a_b")
     assert compare(Pair(first.crystal, salt("NaCl", 5.64))).same
     perovskite = source.ranked([20, 22, 8, 8, 8], 1)[0].crystal
     assert perovskite.reduced_formula == "CaTiO3"
@@ -130,7 +130,7 @@ def test_aflow_mixes_prototypes_and_noise_whatever_the_batch(generator):
     assert (spec.strength, spec.rows_each, spec.n_noise) == (0.25, 6, 2)
     for size in (1, 4):
         assert arrays(generator.sample(2, **asked, batch_size=size)) == arrays(whole)
-    assert all(s.info["began"] == "noise" or s.info["began"].startswith("aflow: A") for s in whole)
+    assert all(s.info["began"] == "noise" or s.info["began"].startswith("AFLOW A") for s in whole)
     assert any(s.info["began"] != "noise" for s in generator.sample(8, **asked))
 
 
@@ -141,7 +141,7 @@ def test_candidates_return_every_prototype_once_in_the_models_order(generator, k
     assert {s.info["began"] for s in ranked[:3]} == {s.info["began"] for s in plain}
     assert [s.info["began"] for s in ranked[3:]] == ["noise"] * 2
     assert arrays(generator.sample(2, **asked, candidates=3)) == arrays(ranked)[:2], "a longer run begins with a shorter one"
-    source = {f"{known}: {one.label}": one.prior for one in find_prototypes(known).ranked([3, 1], 3)}
+    source = {one.label: one.prior for one in find_prototypes(known).ranked([3, 1], 3)}
     cost = [s.info["doubt"] - source[s.info["began"]] for s in ranked[:3]]
     assert cost == sorted(cost), "the sum of doubt and votes ranks them"
 

@@ -173,7 +173,7 @@ def _entry(row: dict[str, Any]) -> Entry | None:
     elements, _, charges = described(crystal.numbers)
     states = dict(zip(elements.tolist(), charges, strict=True))
     old = crystal.numbers[first]
-    name = f"{row['tags']['aflow']} (space group {int(data.number)})"
+    name = f"AFLOW {row['tags']['aflow']} (space group {int(data.number)})"
     return Entry(
         name, crystal, orbit.reshape(-1).astype(np.int64), tuple(sizes.tolist()), old, np.array([states[int(z)] for z in old])
     )
