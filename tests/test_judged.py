@@ -22,7 +22,7 @@ from moldiff.regressor import PropertyRegressor
 from moldiff.samples import Sample
 from moldiff.sampling.candidates import Judged
 from moldiff.steer.conditions import conditions_from
-from moldiff.steer.judged import JudgedCandidates, outside, sound
+from moldiff.steer.judged import JudgedCandidates, fits, outside, sound
 
 WIDE = {"mean": 2.0, "std": 0.5, "low": -90, "high": 90, "least": -99, "greatest": 99, "known": 50}
 STATS = {name: ConditionStats(**WIDE) for name in ("gap", "dipole")}
@@ -105,7 +105,12 @@ def test_what_is_no_molecule_comes_last(judge):
     assert not sound(Sample(0, apart)), "two hydrogen molecules"
     assert not sound(broken(charges=np.array([1, 0, 0, 0, 0]))), "no valence of a cation"
     assert not sound(Sample(0, METHANE, "non-finite numbers"))
+    stretched = broken(positions=METHANE["positions"] * np.float32(1.3))
+    assert sound(stretched) and not fits(stretched) and fits(Sample(0, METHANE)), "bonds of 1.4 Å to hydrogen"
     samples = [broken(bond_types=open_valence), Sample(1, METHANE), Sample(2, apart)]
+    of_methanes = judged(judge, gap=5.0).ranks(0, [stretched, Sample(1, METHANE)], {"gap": np.array([5.0, 99.0])})
+    in_parts = judged(judge, gap=5.0).ranks(0, [Sample(2, apart)], {"gap": np.array([5.0])})
+    assert of_methanes[1] < of_methanes[0] < in_parts[0]
     ranks = judged(judge, gap=5.0).ranks(0, samples, {"gap": np.array([5.0, 99.0, np.nan])})
     assert np.nanargmin(ranks) == 1 and np.isnan(ranks[2]), "a sound one however far, before an unsound one however near"
 
@@ -151,8 +156,8 @@ def test_the_nearest_of_the_plain_draws_comes_back_whatever_the_batch(conditiona
     one = conditional.sample(6, conditions={"gap": 2.1}, candidates=4, seed=7, size=6)
     plain = conditional.sample(24, conditions={"gap": 2.1}, seed=7, size=6)
     found = PropertyRegressor.from_pretrained(judge, "cpu").predict(plain)["gap"].reshape(6, 4)
-    good = np.array([sound(s) for s in plain]).reshape(6, 4)
-    nearest = (np.abs(found - 2.1) + 1e6 * ~good).argmin(1)
+    good, fair = (np.array([ask(s) for s in plain]).reshape(6, 4) for ask in (sound, fits))
+    nearest = (np.abs(found - 2.1) + np.where(good, 1e3 * ~fair, 1e6)).argmin(1)
     assert [arrays(plain).index(x) for x in arrays(one)] == [4 * i + int(k) for i, k in enumerate(nearest)]
     assert len(set(nearest.tolist())) > 1, "not always the same of them"
     assert [s.info["gap_predicted"] for s in one] == pytest.approx(found[range(6), nearest], abs=1e-4)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from moldiff.chem.edm import THRESHOLDS, edm_bond_orders
 from moldiff.chem.valence import stable_atoms
 from moldiff.control import Place, Spec
 from moldiff.core.batch import AtomBatch
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
     from moldiff.regressor import PropertyRegressor
     from moldiff.samples import Sample
 
-#: What an unsound molecule's rank is worse by, in standard deviations: it comes after all sound ones.
-UNSOUND = 1e9
+#: What a rank is worse by, in standard deviations: a molecule whose distances are not those of its bonds comes after all others,
+#: and an unsound one after these.
+MISFIT, UNSOUND = 1e6, 1e9
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class JudgedCandidates(Spec):
 
     ``judge`` is a regressor's name or folder, None for that of the model's settings (``sampling.judge``). Distances are in
     standard deviations of the judge's training data, summed over the conditions asked of the sample, and 0 within a range. What
-    is not connected, or has atoms of no known valence, comes last. What is predicted comes with a sample as ``NAME_predicted``.
+    is not connected, or has atoms of no known valence, comes last, and before that what has distances of other bonds, of which
+    regressors know little (docs/experiments.md). What is predicted comes with a sample as ``NAME_predicted``.
     """
 
     rows_each: int = 8
@@ -102,7 +105,7 @@ class JudgedCandidates(Spec):
         far = np.zeros(len(samples))
         for name, low, high in self.conditions.wanted(index):
             far = far + outside(found[name], low, high) / stats[name].std
-        return [float(far[i]) + (0 if sound(sample) else UNSOUND) for i, sample in enumerate(samples)]
+        return [float(far[i]) + (UNSOUND if not sound(s) else 0 if fits(s) else MISFIT) for i, s in enumerate(samples)]
 
     def said(self, found: Mapping[str, NDArray[np.float64]], k: int) -> list[Mapping[str, Any]]:
         """What each candidate carries: what is predicted of it, of every property that any sample is asked for."""
@@ -139,6 +142,14 @@ def sound(sample: Sample) -> bool:
         before = int(reached.sum())
         reached |= (bonds[reached] > 0).any(0)
     return bool(reached.all()) and bool(stable_atoms(sample.numbers, bonds, sample.charges).all())
+
+
+def fits(sample: Sample) -> bool:
+    """Whether all distances are those of the bonds, by EDM's table, as far as it knows the elements (``chem.edm``)."""
+    if sample.bond_types is None or sample.positions is None:
+        return False
+    known = THRESHOLDS[0][np.ix_(sample.numbers, sample.numbers)] > 0
+    return bool((edm_bond_orders(sample.numbers, sample.positions) == sample.bond_types)[known].all())
 
 
 def _rounded(value: float) -> float | None:
