@@ -11,6 +11,7 @@ from conftest import SIZES, tiny_config
 
 from moldiff import generate as runs
 from moldiff.assemble import build_denoiser, build_regressor
+from moldiff.chem.shape import has_shape, least_depth, most_twist
 from moldiff.cli import main
 from moldiff.config import ConditionStats
 from moldiff.core.batch import AtomBatch
@@ -113,6 +114,36 @@ def test_what_is_no_molecule_comes_last(judge):
     assert of_methanes[1] < of_methanes[0] < in_parts[0]
     ranks = judged(judge, gap=5.0).ranks(0, samples, {"gap": np.array([5.0, 99.0, np.nan])})
     assert np.nanargmin(ranks) == 1 and np.isnan(ranks[2]), "a sound one however far, before an unsound one however near"
+
+
+def ethene(twist: float):
+    """Bonds and positions of ethene, one end turned by so many degrees."""
+    a = np.radians(twist)
+    end, turned = np.array([1.24, 0, 0]), np.array([0, np.cos(a), np.sin(a)]) * 0.93
+    ends = [[-1.24, 0.93, 0], [-1.24, -0.93, 0], end + turned, end - turned]
+    bonds = np.zeros((6, 6), dtype=int)
+    for i, j, order in ((0, 1, 2), (0, 2, 1), (0, 3, 1), (1, 4, 1), (1, 5, 1)):
+        bonds[i, j] = bonds[j, i] = order
+    return bonds, np.array([[-0.67, 0, 0], [0.67, 0, 0], *ends])
+
+
+def test_shapes_that_bonds_forbid():
+    bonds, positions = METHANE["bond_types"], METHANE["positions"]
+    assert least_depth(bonds, positions) == pytest.approx(4 / 3, rel=1e-5) and has_shape(bonds, positions)
+    flat = np.array([[0, 0, 0], [1.09, 0, 0], [-1.09, 0, 0], [0, 1.09, 0], [0, -1.09, 0]])
+    assert least_depth(bonds, flat) == pytest.approx(0, abs=1e-9) and not has_shape(bonds, flat)
+    assert not fits(Sample(0, {**METHANE, "positions": flat})), "each distance to the carbon is a good one"
+    turn = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
+    for twist in (0.0, 20.0, 75.0, 105.0, 170.0):
+        b, x = ethene(twist)
+        assert most_twist(b, x @ turn) == pytest.approx(min(twist, 180 - twist), abs=1e-3)
+        assert has_shape(b, x) == (min(twist, 180 - twist) <= 30)
+    assert least_depth(*ethene(0)) == np.inf and most_twist(bonds, positions) == 0
+    allene = np.zeros((7, 7), dtype=int)  # its two ends lie at a right angle, and are no twisted bond
+    for i, j, order in ((0, 1, 2), (1, 2, 2), (0, 3, 1), (0, 4, 1), (2, 5, 1), (2, 6, 1)):
+        allene[i, j] = allene[j, i] = order
+    x = np.array([[-1.31, 0, 0], [0, 0, 0], [1.31, 0, 0], [-1.9, 0.93, 0], [-1.9, -0.93, 0], [1.9, 0, 0.93], [1.9, 0, -0.93]])
+    assert has_shape(allene, x)
 
 
 class Moved:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moldiff.chem.edm import THRESHOLDS, edm_bond_orders
+from moldiff.chem.shape import has_shape
 from moldiff.chem.valence import stable_atoms
 from moldiff.control import Place, Spec
 from moldiff.core.batch import AtomBatch
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
     from moldiff.regressor import PropertyRegressor
     from moldiff.samples import Sample
 
-#: What a rank is worse by, in standard deviations: a molecule whose distances are not those of its bonds comes after all others,
-#: and an unsound one after these.
+#: What a rank is worse by, in standard deviations: a molecule whose shape is not one of its bonds comes after all others, and an
+#: unsound one after these.
 MISFIT, UNSOUND = 1e6, 1e9
 
 
@@ -37,8 +38,8 @@ class JudgedCandidates(Spec):
 
     ``judge`` is a regressor's name or folder, None for that of the model's settings (``sampling.judge``). Distances are in
     standard deviations of the judge's training data, summed over the conditions asked of the sample, and 0 within a range. What
-    is not connected, or has atoms of no known valence, comes last, and before that what has distances of other bonds, of which
-    regressors know little (docs/experiments.md). What is predicted comes with a sample as ``NAME_predicted``.
+    is not connected, or has atoms of no known valence, comes last, and before that what has a shape that its bonds forbid, of
+    which regressors know little (docs/experiments.md). What is predicted comes with a sample as ``NAME_predicted``.
     """
 
     rows_each: int = 8
@@ -145,11 +146,12 @@ def sound(sample: Sample) -> bool:
 
 
 def fits(sample: Sample) -> bool:
-    """Whether all distances are those of the bonds, by EDM's table, as far as it knows the elements (``chem.edm``)."""
-    if sample.bond_types is None or sample.positions is None:
+    """Whether the shape is one of the bonds: distances by EDM's table, where it knows the elements, and by ``chem.shape``."""
+    bonds, positions = sample.bond_types, sample.positions
+    if bonds is None or positions is None or not np.isfinite(positions).all():
         return False
     known = THRESHOLDS[0][np.ix_(sample.numbers, sample.numbers)] > 0
-    return bool((edm_bond_orders(sample.numbers, sample.positions) == sample.bond_types)[known].all())
+    return bool((edm_bond_orders(sample.numbers, positions) == bonds)[known].all()) and has_shape(bonds, positions)
 
 
 def _rounded(value: float) -> float | None:
