@@ -229,9 +229,12 @@ def card_text(
     if config.targets:
         return regressor_card(config, elements, n_parameters, sizes, facts)
     things = f"{config.kind}s"
+    generated = things == "molecules" and not config.needs_graph
+    bonds = {"bonds": BONDS.get(config.bonds, f"inferred from distances ({config.bonds})")} if generated else {}
+    makes = f"{'conformers of ' if config.needs_graph else ''}{things} of {elements}"
     rows: dict[str, Any] = {
-        "makes": f"{things} of {elements} with {min(sizes)} to {max(sizes)} atoms",
-        **({"bonds": BONDS.get(config.bonds, f"inferred from distances ({config.bonds})")} if things == "molecules" else {}),
+        "makes": f"{makes} with {min(sizes)} to {max(sizes)} atoms",
+        **bonds,
         **({"is told": "the composition: a formula and the number of its units in the cell"} if told else {}),
         **({"is told": "the graph of a molecule: a SMILES; it makes its positions"} if config.needs_graph else {}),
         "network": f"{config.network.name}, {n_parameters:,} parameters",
@@ -246,7 +249,7 @@ def card_text(
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
     return (
         f"# {config.name}\n\n"
-        f"A diffusion model that makes {things} of {elements}, trained on {config.data.name}.\n\n"
+        f"A diffusion model that makes {makes}, trained on {config.data.name}.\n\n"
         f"| | |\n| --- | --- |\n{table}\n\n"
         f"Use: `moldiff generate --model {config.name}{option} -n 100 --out candidates` or, in Python, "
         f'`Generator.from_pretrained("{config.name}").sample(100{argument}, seed=0)`.\n\n'

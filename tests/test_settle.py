@@ -14,6 +14,7 @@ from rdkit.Chem import rdForceFieldHelpers
 from moldiff import Generator, SampleSet
 from moldiff.errors import BadRequest
 from moldiff.model_store import model_info, write_manifest
+from moldiff.sampling.settle import plan
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +58,14 @@ def test_sample_does_not_depend_on_its_batch(generator: Generator) -> None:
     together, alone = generator.sample(3, **options), generator.sample(3, batch_size=1, **options)
     for a, b in zip(together, alone, strict=True):
         assert np.array_equal(a.positions, b.positions)
+
+
+@pytest.mark.parametrize("n_calls", [*range(1, 12), 15, 30, 40, 77])
+def test_plan_spends_all_calls_and_ends_low(n_calls: int) -> None:
+    levels, calls = zip(*plan(n_calls), strict=True)
+    assert sum(calls) == n_calls and min(calls) >= 1
+    if n_calls >= 6:
+        assert levels[0] == 1.2 and levels[-1] == 0.2 and max(calls) <= max(4, n_calls // 5)
 
 
 def test_default_is_the_models_share(generator: Generator) -> None:
