@@ -103,6 +103,7 @@ class SamplingConfig(_Strict):
     grid: str = "uniform"
     self_conditioning: bool = True
     temperature: float = Field(1.0, gt=0)
+    temperature_few: float | None = Field(None, gt=0)  # the same below 50 calls; None for no other
     candidates: int = Field(1, ge=1, le=64)  # crystals of a composition drawn for every sample; the best ranked is it
     prototypes: str | None = None  # where predictions of a composition begin: aflow, or a prepared data set
     judge: str | None = None  # the regressor, by name or folder, that chooses among candidates of molecules

@@ -156,7 +156,8 @@ def make_request(
         raise BadRequest(f"steps must be at least 2 network calls, found {calls}")
     if calls > 100_000:
         raise BadRequest(f"steps must be at most 100,000 network calls, found {calls}")
-    heat = default.temperature if temperature is None else float(temperature)
+    usual = default.temperature if calls >= SETTLE_FROM else default.temperature_few or default.temperature
+    heat = usual if temperature is None else float(temperature)
     if not (math.isfinite(heat) and heat > 0):
         raise BadRequest(f"temperature must be a positive number, found {temperature}")
     name = default.grid if grid is None else grid

@@ -75,6 +75,12 @@ def test_default_is_the_models_share(generator: Generator) -> None:
     assert generator.request(1, steps=20, settle=5).settings()["settle"] == 5
 
 
+def test_few_calls_are_drawn_cooler(generator: Generator) -> None:
+    assert generator.request(1).temperature == generator.request(1, steps=50).temperature == 1.0
+    assert generator.request(1, steps=20).temperature == 0.7
+    assert generator.request(1, steps=20, temperature=1.0).temperature == 1.0
+
+
 @pytest.mark.parametrize("settle", [-1, 19, 1.5])
 def test_impossible_shares_are_refused(generator: Generator, settle: float) -> None:
     with pytest.raises(BadRequest, match="settle"):
