@@ -15,7 +15,7 @@ from moldiff.control import Place, Spec
 from moldiff.core.batch import AtomBatch
 from moldiff.core.rng import Streams, stream_seed
 from moldiff.errors import BadRequest
-from moldiff.evaluation.crystals.prototypes import AFLOW, Prototype, Prototypes, find_prototypes
+from moldiff.evaluation.crystals.prototypes import AFLOW, Prototype, Prototypes, Ranking, find_prototypes
 from moldiff.sampling.candidates import DRAWS, LEVELS
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 #: Where a sample says that it began at no prototype.
 NOISE = "noise"
 #: What measurement found best (docs/experiments.md): the time to noise prototypes to, how many candidates a sample has, and how
-#: many of these begin from noise. Structures of a data set are right as they are; AFLOW's need the model.
-OF_DATA, OF_AFLOW = (0.0, 8, 0), (0.25, 6, 2)
+#: many of these begin from noise. Structures of a data set are best as they are and in their order; AFLOW's need the model.
+OF_DATA, OF_AFLOW = (0.0, 1, 0), (0.25, 6, 2)
 _NEVER = 2.0  # a time after that of the prior: the row does not sleep
 _SALT = -101
 
@@ -45,7 +45,7 @@ class FromKnown(Spec):
     strength: float = 0.0
     rows_each: int = 1
     n_noise: int = 0
-    known: dict[int, tuple[int, list[Prototype]]] = field(default_factory=dict, repr=False)
+    known: dict[int, Ranking] = field(default_factory=dict, repr=False)
     memo: dict[Hashable, float] = field(default_factory=dict, repr=False)
     name = "prototypes"
 
@@ -92,11 +92,9 @@ class FromKnown(Spec):
     def prototypes(self, index: int, k: int) -> list[Prototype]:
         """The first ``k`` prototypes of sample ``index``'s composition, fewer where there are no more."""
         row = index % len(self.compositions.rows)
-        asked, found = self.known.get(row, (0, []))
-        if asked < k:
-            found = self.source.ranked(self.compositions.rows[row].numbers, k)
-            self.known[row] = k, found
-        return found[:k]
+        if row not in self.known:
+            self.known[row] = self.source.ranking(self.compositions.rows[row].numbers)
+        return self.known[row].first(k)
 
     def control(self, place: Place) -> Control:
         from moldiff.sampling.prototypes import FromPrototypes

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -63,18 +64,33 @@ class Prototypes(ABC):
 
     def ranked(self, numbers: Iterable[int], k: int) -> list[Prototype]:
         """Return the first ``k`` different ones, fewer where there are no more; a smaller k gives the beginning of a larger's."""
-        z = np.asarray(list(numbers), dtype=np.int64)
-        kept: list[Prototype] = []
-        seen: list[NDArray[np.float64]] = []
-        for one in self.found(z) if k > 0 else ():
-            mark = fingerprint(one.crystal)
-            if any(np.abs(mark - other).max(initial=0) < SAME for other in seen):
-                continue
-            seen.append(mark)
-            kept.append(one)
-            if len(kept) == k:
-                break
-        return kept
+        return self.ranking(numbers).first(k)
+
+    def ranking(self, numbers: Iterable[int]) -> Ranking:
+        """The different ones for a composition, made as they are asked for."""
+        return Ranking(self.found(np.asarray(list(numbers), dtype=np.int64)))
+
+
+class Ranking:
+    """The different ones among prototypes of one composition, in their order; several threads may ask."""
+
+    def __init__(self, found: Iterator[Prototype]) -> None:
+        self._found, self._lock = found, threading.Lock()
+        self._kept: list[Prototype] = []
+        self._seen: list[NDArray[np.float64]] = []
+
+    def first(self, k: int) -> list[Prototype]:
+        """The first ``k``, fewer where there are no more."""
+        with self._lock:
+            while len(self._kept) < k:
+                one = next(self._found, None)
+                if one is None:
+                    break
+                mark = fingerprint(one.crystal)
+                if all(np.abs(mark - other).max(initial=0) >= SAME for other in self._seen):
+                    self._seen.append(mark)
+                    self._kept.append(one)
+            return self._kept[: max(k, 0)]
 
 
 class KnownStructures(Prototypes):
