@@ -23,6 +23,8 @@ from moldiff.sampling.variations import mean, settle
 HIGH, LOW = (1.2, 0.8), (0.5, 0.3, 0.2)
 CALLS_OF_A_ROUND = 6
 SHARE_OF_LOW = 0.4
+#: Fewer calls than this are too few for rounds: they are spread over these levels.
+ROUNDS_FROM, FEW = 24, (0.8, 0.5, 0.2)
 #: Fields that make a graph.
 GRAPH = ("atom_types", "charges", "bond_types")
 
@@ -34,10 +36,12 @@ def can_settle(diffusion: Diffusion) -> bool:
 
 def plan(n_calls: int) -> list[tuple[float, int]]:
     """The levels that ``n_calls`` calls begin at, in their order, with the calls of each: at least one."""
+    if n_calls < ROUNDS_FROM:
+        return [(level, calls) for level, calls in _spread(FEW, n_calls) if calls]
     low = round(SHARE_OF_LOW * n_calls)
-    rounds = max(1, round((n_calls - low) / CALLS_OF_A_ROUND))
+    rounds = round((n_calls - low) / CALLS_OF_A_ROUND)
     high = _spread(HIGH * rounds, n_calls - low)
-    return [(level, calls) for level, calls in high + _spread(LOW, low) if calls]
+    return high + _spread(LOW, low)
 
 
 def _spread(levels: tuple[float, ...], n_calls: int) -> list[tuple[float, int]]:
