@@ -80,6 +80,7 @@ class TrainingConfig(_Strict):
     given_graph: float = Field(0.0, ge=0, le=1)  # shares of the systems whose graph, whose places and of which a part is known,
     given_places: float = Field(0.0, ge=0, le=1)  # for networks with the option ``given``
     given_parts: float = Field(0.0, ge=0, le=1)
+    given_symmetry: float = Field(0.0, ge=0, le=1)  # share of the crystals whose noise keeps their own space group
     time_power: float = Field(1.0, gt=0)  # above 1: more training at low noise, where geometry is decided
     start_from: str | None = None
     condition_lr: float = Field(1.0, gt=0)

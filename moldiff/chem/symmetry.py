@@ -58,7 +58,7 @@ class Symmetrised:
 
 def space_group(crystal: Crystal, symprec: float = SYMPREC) -> SpaceGroup:
     """Return the space group within ``symprec`` (Å); P1 where spglib finds none."""
-    found = _dataset(crystal, symprec)
+    found = dataset(crystal, symprec)
     return SpaceGroup(1, "P1") if found is None else SpaceGroup(int(found.number), str(found.international))
 
 
@@ -68,11 +68,11 @@ def symmetrise(crystal: Crystal, symprec: float = SYMPREC) -> Symmetrised | None
     A tolerance at which spglib merges atoms, so that they overlap or the composition changes, is halved until it does not.
     """
     while symprec > 1e-4:
-        found = _dataset(crystal, symprec)
+        found = dataset(crystal, symprec)
         if found is None or found.number == 1:
             return None
         made = Crystal.of(found.std_types, found.std_positions, found.std_lattice)
-        again = _dataset(made, 1e-4)
+        again = dataset(made, 1e-4)
         sound = formula_of(made.numbers, reduced=True) == crystal.reduced_formula and not check_crystal(
             made.numbers, made.frac_coords, made.lattice
         )
@@ -98,7 +98,7 @@ def prototype_label(crystal: Crystal, symprec: float = SYMPREC) -> str:
     """
     from ase.data import chemical_symbols
 
-    found = _dataset(crystal, symprec)
+    found = dataset(crystal, symprec)
     if found is None:
         counts = np.unique(crystal.numbers, return_counts=True)
         parts = [f"{chemical_symbols[z]}:{'+'.join(['1'] * n)}" for z, n in zip(*(c.tolist() for c in counts), strict=True)]
@@ -129,7 +129,7 @@ def _spglib() -> Any:
     return spglib
 
 
-def _dataset(crystal: Crystal, symprec: float) -> Any:
+def dataset(crystal: Crystal, symprec: float) -> Any:
     """Find the symmetry of a crystal; the last few results are kept, since group and label are asked one after the other."""
     key = (crystal.numbers.tobytes(), crystal.frac_coords.tobytes(), crystal.lattice.tobytes(), symprec)
     if key not in _RECENT:

@@ -43,6 +43,8 @@ FIELDS: dict[str, Field] = {
         Field("charges", "atom", "scalar", (), torch.int64, "e", True, tuple(range(-4, 5))),
         Field("bond_types", "pair", "scalar", (), torch.int64, "bond order", True, (0, 1, 2, 3)),
         Field("frac_coords", "atom", "fractional", (3,), torch.float32, "cell vectors"),
+        # in training on ways that are not drawn atom by atom: where the noise lies, seen from the clean coordinates (else NaN)
+        Field("frac_way", "atom", "fractional", (3,), torch.float32, "cell vectors"),
         Field("lattice", "system", "lattice", (3, 3), torch.float32, "Å"),
         # what a network is told of entries that are not noise but known: 1 where they are, 0 elsewhere
         Field("given_atoms", "atom", "scalar", (2,), torch.float32, "1 where known: the classes, the place"),

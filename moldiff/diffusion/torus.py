@@ -28,6 +28,9 @@ from moldiff.diffusion.process import Process, per_system
 from moldiff.diffusion.schedules import Schedule
 from moldiff.errors import BadRequest, unknown
 
+#: The field in which a clean batch may carry the ways of its coordinates to their noise.
+WAY = "frac_way"
+
 
 def wrapped_displacement(offset: Tensor, sigma: Tensor, n_images: int) -> Tensor:
     """E[clean image - x_t] for an ``offset`` x_t - x_0 and normal noise of deviation ``sigma`` (broadcast): the offset's shape.
@@ -107,9 +110,12 @@ class Torus(Process):
     def loss(self, prediction: Tensor, x0: AtomBatch, xt: AtomBatch, t: Tensor) -> Tensor:
         """Squared error of the displacement in units of its spread at t: about 1 for a network that says nothing."""
         value = xt.data[self.name]
-        target = self._target(value - x0.data[self.name], t)
-        error = self._drift(prediction - value - target, xt) / self._spread(t, value)
+        error = self._drift(prediction - value - self._displacement(x0, xt, t), xt) / self._spread(t, value)
         return error.square().flatten(1).sum(1) / (3 * x0.n_atoms).clamp_min(1)
+
+    def _displacement(self, x0: AtomBatch, xt: AtomBatch, t: Tensor) -> Tensor:
+        """What a prediction should say beyond x_t, [S, N, 3]."""
+        return self._target(xt.data[self.name] - x0.data[self.name], t)
 
     def blend(self, first: Tensor, second: Tensor, weight: Tensor) -> Tensor:
         """Predictions made at two states may lie in different images: the difference is taken the short way."""
@@ -198,6 +204,9 @@ class Geodesic(Torus):
     ``coupling`` joins a datum with its noise: ``independent`` ones as drawn, or in the ``matched`` order and origin (atoms of a
     type are alike; see ``diffusion.coupling``). Either is an exact way from the prior to the data.
 
+    A clean batch may carry the ways u of some of its systems in ``frac_way`` (NaN for those that are drawn here), which need not
+    be the shortest: in symmetric noise an atom's way is that of its orbit's first, turned.
+
     It is an ODE and nothing else: uniform noise cannot be added to uniform noise, so that ``eta`` changes nothing and
     ``renoise`` (churn, resampling) raises ``BadRequest``. Other fields of the same system may still be stochastic.
     """
@@ -226,6 +235,8 @@ class Geodesic(Torus):
         way = rng.uniform(x0, self.name) - 0.5
         if self.coupling == "matched":
             way = torus_log(value, nearest_order(value, value + way, x0.mask, x0.data.get("atom_types")))
+        if WAY in x0:
+            way = torch.where(x0.data[WAY].isnan(), way, x0.data[WAY])
         return self._real(wrap(value + self._sigma(t, value) * way), x0)
 
     def renoise(self, xt: AtomBatch, t: Tensor, u: Tensor, rng: Streams) -> Tensor:
@@ -238,6 +249,13 @@ class Geodesic(Torus):
         self, xt: AtomBatch, prediction: Tensor, t: Tensor, s: Tensor, rng: Streams, eta: float = 1.0
     ) -> Tensor:
         return self._real(wrap(self._ode(xt, prediction, t, s)), xt)
+
+    def _displacement(self, x0: AtomBatch, xt: AtomBatch, t: Tensor) -> Tensor:
+        short = super()._displacement(x0, xt, t)
+        if WAY not in x0:
+            return short
+        way = x0.data[WAY]
+        return torch.where(way.isnan(), short, -self._sigma(t, way) * way)
 
     def _target(self, offset: Tensor, t: Tensor) -> Tensor:
         return -(offset - offset.round())

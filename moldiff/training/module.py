@@ -19,6 +19,7 @@ from moldiff.denoisers.base import Denoiser, NetworkDenoiser
 from moldiff.sampling.inpaint import Told
 from moldiff.training.ema import EMA
 from moldiff.training.given import Shares, random_known
+from moldiff.training.symmetry import SymmetricNoise, check_symmetric, noised
 
 
 @dataclass
@@ -38,6 +39,7 @@ class TrainOptions:
     given_graph: float = 0.0
     given_places: float = 0.0
     given_parts: float = 0.0
+    given_symmetry: float = 0.0
     time_power: float = 1.0
     condition_lr: float = 1.0
     pull: float = 0.0
@@ -75,10 +77,17 @@ class DiffusionModule(lightning.LightningModule):
     """
 
     def __init__(
-        self, denoiser: NetworkDenoiser, batches: BucketBatches, options: TrainOptions, origin: Mapping[str, Tensor] | None = None
+        self,
+        denoiser: NetworkDenoiser,
+        batches: BucketBatches,
+        options: TrainOptions,
+        origin: Mapping[str, Tensor] | None = None,
+        symmetric: SymmetricNoise | None = None,
     ) -> None:
         super().__init__()
-        self.origin = origin
+        self.origin, self.symmetric = origin, symmetric
+        if symmetric is not None:
+            check_symmetric(denoiser.diffusion)
         self.denoiser, self.batches, self.options = denoiser, batches, options
         self.ema = EMA(denoiser, options.ema)
         self.done, self.elapsed, self.seen = 0, 0.0, 0
@@ -93,11 +102,15 @@ class DiffusionModule(lightning.LightningModule):
         by_time = self.elapsed / 60 / o.max_minutes if o.max_minutes else 0.0
         return max(by_step, by_time)
 
-    def losses(self, x0: AtomBatch, rng: Streams) -> dict[str, Tensor]:
-        """Per-field losses of a clean encoded batch, [S] each."""
+    def losses(self, x0: AtomBatch, rng: Streams, index: Tensor | None = None) -> dict[str, Tensor]:
+        """Per-field losses of a clean encoded batch, [S] each; ``index`` [S] are its systems' numbers in the data."""
         diffusion, p = self.denoiser.diffusion, self.options.self_conditioning
         t = rng.times(x0.n_systems, x0.device).pow(self.options.time_power).clamp(1e-4, 1.0)
-        xt = diffusion.noise(x0, t, rng)
+        if self.symmetric is not None and index is not None:
+            x0, group = self.symmetric.prepare(x0, index, rng)
+            xt = noised(diffusion, x0, t, rng, group)
+        else:
+            xt = diffusion.noise(x0, t, rng)
         coins = torch.rand(2 + x0.n_systems, generator=rng.shared).tolist()
         if "conditions" in x0:
             drop = torch.tensor(coins[2:])[:, None] < self.options.condition_dropout
@@ -122,7 +135,8 @@ class DiffusionModule(lightning.LightningModule):
         index = int(step)
         x0 = self.batches.batch(index).to(self.device)
         rng = Streams.single(stream_seed(self.options.seed + 1, index * self.batches.world + self.batches.rank))
-        losses = self.losses(x0, rng)
+        which = None if self.symmetric is None else torch.from_numpy(self.batches.indices(index).astype("int64"))
+        losses = self.losses(x0, rng, which)
         total = self.total(losses)
         self.seen += x0.n_systems * self.batches.world
         self.recent = {k: float(v.detach().mean()) for k, v in losses.items()} | {"loss": float(total.detach())}

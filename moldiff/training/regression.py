@@ -33,7 +33,7 @@ class RegressionModule(DiffusionModule):
     denoiser: Any
     targets: tuple[str, ...] = ()
 
-    def losses(self, x0: AtomBatch, rng: Streams) -> dict[str, Tensor]:
+    def losses(self, x0: AtomBatch, rng: Streams, index: Tensor | None = None) -> dict[str, Tensor]:
         """Absolute errors by target, [S] each, 0 where the target is unknown."""
         t = rng.times(x0.n_systems, x0.device).pow(self.options.time_power).clamp(1e-4, 1.0)
         noised = self.denoiser.diffusion.noise(x0, t, rng)

@@ -19,6 +19,7 @@ from moldiff.core.batch import AtomBatch
 from moldiff.core.memory import keep_freed_memory
 from moldiff.core.rng import Streams
 from moldiff.data.batches import BucketBatches, size_histogram
+from moldiff.data.symmetries import symmetries_of
 from moldiff.denoisers.base import NetworkDenoiser, n_parameters
 from moldiff.errors import BadRequest
 from moldiff.sampling.ddpm import DDPM
@@ -26,6 +27,7 @@ from moldiff.sampling.grids import uniform_grid
 from moldiff.sampling.loop import sample
 from moldiff.training.conditions import standardised, with_condition_stats
 from moldiff.training.monitor_crystals import monitor_crystals
+from moldiff.training.symmetry import SymmetricNoise
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,11 @@ def fit(
         fields,
         t.bucket_width,
     )
-    module = (RegressionModule if config.targets else DiffusionModule)(denoiser, batches, options, origin)
+    symmetric = None
+    if t.given_symmetry > 0:
+        folder = None if config.data.root is None else Path(config.data.root) / config.data.name
+        symmetric = SymmetricNoise(symmetries_of(columns, folder), t.given_symmetry)
+    module = (RegressionModule if config.targets else DiffusionModule)(denoiser, batches, options, origin, symmetric)
     if isinstance(module, RegressionModule):
         module.targets = tuple(config.targets)
     state = read_state(out / "state.pt") if resume else None
