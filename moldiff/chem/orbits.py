@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,3 +71,76 @@ def orbits(crystal: Crystal, symprec: float = SYMPREC) -> Orbits | None:
         "".join(found.wyckoffs),
         x,
     )
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What two crystals share that differ in elements, cell and free coordinates only: ``code`` is equal for both, and
+    ``elements`` are the atomic numbers of the slots that the code distinguishes, in its order, with their ``counts``."""
+
+    code: str
+    elements: tuple[int, ...]
+    counts: tuple[int, ...]
+
+
+def kind_of(found: Orbits, numbers: NDArray[np.int64]) -> Kind:
+    """The kind of a crystal with these atomic numbers [N]: its operations in the basis of its cell, and where its orbits lie.
+
+    A place is what an atom's site symmetry fixes of its coordinates, up to whole cells. Of all origins that leave the operations
+    as they are the one is taken with the least list of places, so that rock salt is one kind and not two. Turns of the axes that
+    the group allows are not looked for: the same structure in another basis is another kind.
+    """
+    turns = found.rotations.astype(np.float64)
+    places = _places(turns, found.to, found.frac_coords, _origins(found.rotations.tobytes(), len(turns)))
+    first = found.to.min(0)
+    elements = sorted(set(numbers.tolist()))
+    best: tuple[list[Any], list[int]] | None = None
+    for place in places:
+        slots = []
+        for element in elements:
+            atoms = np.flatnonzero(numbers == element)
+            orbits_here = [tuple(sorted(place[i] for i in atoms if first[i] == lead)) for lead in sorted(set(first[atoms].tolist()))]
+            slots.append((len(atoms), tuple(sorted(orbits_here)), element))
+        slots.sort()
+        code = [(count, where) for count, where, _ in slots]
+        if best is None or code < best[0]:
+            best = code, [element for *_, element in slots]
+    assert best is not None
+    order = np.lexsort(turns.reshape(len(turns), 9).T)
+    text = repr((found.number, turns[order].astype(int).ravel().tolist(), best[0]))
+    return Kind(hashlib.sha256(text.encode()).hexdigest()[:24], tuple(best[1]), tuple(count for count, _ in best[0]))
+
+
+def _places(
+    turns: NDArray[np.float64], to: NDArray[np.int8], x: NDArray[np.float64], origins: NDArray[np.float64]
+) -> list[list[tuple[int, ...]]]:
+    """For each origin [K, 3] the place of each atom, in 144ths of the cell."""
+    stays = to == np.arange(len(x))
+    free = np.einsum("gn,gij->nij", stays.astype(np.float64), turns) / stays.sum(0)[:, None, None]
+    fixed = np.eye(3) - free  # [N, 3, 3]
+    cells = np.einsum("nij,cj->nci", fixed, _CELLS)
+    shifted = np.einsum("nij,knj->kni", fixed, x + origins[:, None])
+    candidates = np.rint((shifted[:, :, None] + cells) * 144).astype(np.int64)  # [K, N, C, 3]
+    outside = (candidates < 0).any(-1)
+    ranked = candidates @ np.array([1_000_000, 1_000, 1]) + outside * 10**9
+    least = ranked.argmin(-1)
+    chosen = np.take_along_axis(candidates, least[..., None, None], 2)[:, :, 0]
+    return [[tuple(atom) for atom in origin] for origin in chosen.tolist()]
+
+
+_CELLS = np.array([(i, j, k) for i in range(-2, 3) for j in range(-2, 3) for k in range(-2, 3)], dtype=np.float64)
+
+
+@lru_cache(maxsize=4096)
+def _origins(rotations: bytes, n: int) -> NDArray[np.float64]:
+    """Shifts of the origin [K, 3] that leave operations as they are, up to those along axes that the group leaves free."""
+    turns = np.frombuffer(rotations, dtype=np.int8).reshape(n, 3, 3).astype(np.float64)
+    grid = np.stack(np.meshgrid(*[np.arange(_TWENTY_FOURTHS) / _TWENTY_FOURTHS] * 3, indexing="ij"), -1).reshape(-1, 3)
+    moved = np.einsum("gij,kj->kgi", turns - np.eye(3), grid)
+    allowed = grid[(np.abs(moved - np.rint(moved)) < 1e-6).all((1, 2))]
+    fixed = np.eye(3) - turns.mean(0)
+    seen: dict[tuple[int, ...], NDArray[np.float64]] = {}
+    for shift in allowed:
+        mark = np.rint((fixed @ shift) * 144).astype(int)
+        seen.setdefault(tuple(mark.tolist()), shift)
+    return np.array(list(seen.values()))

@@ -13,6 +13,8 @@ from moldiff.core.periodic import lattice_from_log, log_lattice
 
 #: Noise of an orbit's first atom is stretched by this many cells before its site symmetry acts, so that it is uniform there too.
 _STRETCH = 24.0
+#: Operations of a primitive cell, at most: groups are padded to so many, whatever else is in the batch.
+MOST = 48
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +38,7 @@ class Group:
     @classmethod
     def of(cls, each: Sequence[Operations | None], n: int, device: torch.device | str = "cpu") -> Group:
         """The groups of crystals that are padded to ``n`` atoms; None for one of which no symmetry is asked."""
-        s, g = len(each), max((len(one.to) for one in each if one is not None), default=1)
+        s, g = len(each), max((MOST, *(len(one.to) for one in each if one is not None)))
         rotations = torch.eye(3).repeat(s, g, 1, 1)
         to = torch.arange(n).repeat(s, g, 1)
         real = torch.zeros(s, g)
@@ -67,23 +69,31 @@ class Group:
         n = self.to.shape[2]
         return (first == torch.arange(n, device=first.device)) * (first[:, :, None] == first[:, None, :]).sum(-1)
 
+    @cached_property
+    def _metric(self) -> Tensor:
+        """The mean of W x W over the operations, which is a metric's way to its own mean: [S, 3, 3, 3, 3]."""
+        w = self.rotations.double()
+        each = w[:, :, :, :, None, None] * w[:, :, None, None, :, :]  # W_ja W_kb at [j, a, k, b]
+        return (each * self._weight.double()[:, :, None, None, None, None]).sum(1)
+
     def shared(self, field: Tensor) -> Tensor:
         """What the group leaves of displacements in fractional coordinates [S, N, 3]: their mean over the operations.
 
-        Under what comes back a crystal keeps its symmetry; a field that is symmetric already comes back as it is.
+        Under what comes back a crystal keeps its symmetry; a field that is symmetric already comes back as it is. Sums are made
+        entry by entry, so that a crystal's bits do not depend on the others.
         """
         s, g, n = self.to.shape
         moved = field[:, None].expand(s, g, n, 3).gather(2, self.to[..., None].expand(s, g, n, 3))
-        return torch.einsum("sg,sgij,sgnj->sni", self._weight, self._back, moved)
+        turned = sum(self._back[:, :, None, :, j] * moved[..., j, None] for j in range(3))
+        return (turned * self._weight[:, :, None, None]).sum(1)
 
     def cell(self, six: Tensor) -> Tensor:
         """The cells whose metric is the mean of these cells' over the operations, of the same volume: numbers [S, 6] of
         ``core.periodic.log_lattice``. No gradient flows."""
         with torch.no_grad():
             rows = lattice_from_log(six.double())
-            metric = rows @ rows.transpose(1, 2)
-            w = self.rotations.double()
-            mean = torch.einsum("sg,sgji,sjk,sgkl->sil", self._weight.double(), w, metric, w)
+            metric = (rows[:, :, None] * rows[:, None]).sum(-1)
+            mean = (self._metric * metric[:, :, None, :, None]).sum((1, 3))
             mean = mean * (metric.det() / mean.det()).pow(1 / 3)[:, None, None]
             return log_lattice(torch.linalg.cholesky(mean)).to(six.dtype)
 

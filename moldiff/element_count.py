@@ -1,0 +1,187 @@
+"""How many different elements a crystal has: asked for, or drawn beforehand as the training crystals have it.
+
+Types are made atom by atom, and a network that has learnt little makes too many kinds of atoms a crystal. So the number of
+elements is settled first, like the number of atoms, and held on the way (``sampling/element_count.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from moldiff.composition import TYPES, Elements
+from moldiff.control import Place, Spec
+from moldiff.core.rng import stream_seed
+from moldiff.errors import BadRequest
+from moldiff.keep_crystal import KeepCrystal
+from moldiff.model_store import ELEMENT_COUNTS, ModelInfo
+from moldiff.request import whole_number
+
+if TYPE_CHECKING:
+    from moldiff.sampling.control import Control
+
+#: The words that stand for a number of elements: as in training, or not held at all.
+TRAINED, ANY = "trained", "any"
+_SALT = 1  # of the stream that says how many elements; 0 says how many atoms (``request.Request.size_of``)
+
+
+@dataclass(frozen=True)
+class ElementCount(Spec):
+    """Crystals of at least ``asked[0]`` and at most ``asked[1]`` different elements; None: as many as training crystals have.
+
+    ``table`` counts the training crystals by number of atoms and of elements: each sample's number is drawn from the row of its
+    size, within what is asked, by seed and index alone. Where no training crystal of a size is like that, and in models without
+    a table, any number within is right. ``elements`` and ``keep`` are asked for beside it.
+    """
+
+    asked: tuple[int, int] | None
+    table: Mapping[int, Mapping[int, int]] | None
+    elements: Elements | None = None
+    keep: KeepCrystal | None = None
+    name = "n_elements"
+    settles = True
+
+    def settings(self) -> Any:
+        return TRAINED if self.asked is None else list(self.asked)
+
+    def check(self, info: ModelInfo) -> None:
+        if self.asked is None:
+            return
+        reason = _unable(info)
+        if reason:
+            raise BadRequest(reason)
+        least, known, most = self.asked[0], len(info.config.vocabulary[TYPES]), max(info.sizes)
+        if least > known:
+            raise BadRequest(f"--n-elements asks for {least} elements, and {info.name} knows {known}")
+        if least > most:
+            raise BadRequest(f"--n-elements asks for {least} elements, and {info.name} makes {most} atoms at most")
+
+    def check_beside(self, others: Sequence[Spec]) -> None:
+        from ase.data import chemical_symbols
+
+        if self.asked is None:
+            return
+        told = next((other for other in others if TYPES in other.gives), None)
+        if told is not None:
+            raise BadRequest(f"--n-elements contradicts {told.name}, which says what every atom is")
+        if self.asked[1] < len(self._must):
+            names = ", ".join(chemical_symbols[z] for z in self._must)
+            raise BadRequest(f"--n-elements allows {self.asked[1]}, and {len(self._must)} are required or kept: {names}")
+        only = None if self.elements is None else self.elements.only
+        if only is not None and self.asked[0] > len(only):
+            raise BadRequest(f"--n-elements asks for {self.asked[0]}, and --elements allows {len(only)} elements")
+
+    def beside(self, others: Sequence[Spec]) -> Spec | None:
+        """The same, knowing of elements and sites asked for; none where types are told and no number was asked for."""
+        if self.asked is None and any(TYPES in other.gives for other in others):
+            return None
+        elements = next((other for other in others if isinstance(other, Elements)), None)
+        return replace(self, elements=elements, keep=next((o for o in others if isinstance(o, KeepCrystal)), None))
+
+    def admits(self, size: int) -> bool:
+        return self.asked is None or self.asked[0] <= self._most(size)
+
+    def weigh(self, size: int, weight: int) -> int:
+        if self.table is None:
+            return weight
+        return sum(self._row(size, *self._bounds(size)).values())
+
+    def wants(self) -> str:
+        return self.name if self.asked is None else f"{self.asked[0]} elements at least"
+
+    def bounds(self, seed: int, index: int, size: int) -> tuple[int, int]:
+        """The least and greatest number of elements of one sample: one number, where training crystals say which."""
+        least, most = self._bounds(size)
+        row = self._row(size, least, most)
+        place = stream_seed(stream_seed(seed, index), _SALT) * sum(row.values()) >> 63
+        for k, weight in sorted(row.items()):
+            place -= weight
+            if place < 0:
+                return k, k
+        return least, most
+
+    def control(self, place: Place) -> Control:
+        import torch
+
+        from moldiff.sampling.element_count import Bounds
+        from moldiff.sampling.element_count import ElementCount as Held
+
+        classes, rows = place.vocabulary.values[TYPES], len(place.indices)
+        fair = set(classes) if self.elements is None else set(self.elements.allowed(classes))
+        found = [self.bounds(place.seed, i, place.size) for i in place.indices]
+        # an exclusion may leave fewer elements than were asked for in words of another verb
+        least, most = (torch.tensor(column, device=place.device).clamp_max(len(fair)) for column in zip(*found, strict=True))
+        allowed, required = (
+            torch.tensor([z in some for z in classes], device=place.device).expand(rows, -1) for some in (fair, set(self._must))
+        )
+        kept = [] if self.keep is None else [classes.index(z) for z in self.keep.numbers]
+        return Held(Bounds(least, most, allowed, required, torch.tensor(kept, dtype=torch.int64, device=place.device)))
+
+    @cached_property
+    def _must(self) -> tuple[int, ...]:
+        """Atomic numbers that every sample has: required or kept."""
+        required = () if self.elements is None else self.elements.require
+        return tuple(sorted({*required, *([] if self.keep is None else self.keep.numbers)}))
+
+    def _most(self, size: int) -> int:
+        """The greatest number of elements that so many atoms can have, beside what is kept of them."""
+        kept = [] if self.keep is None else self.keep.numbers
+        return len(set(kept)) + size - len(kept)
+
+    def _bounds(self, size: int) -> tuple[int, int]:
+        """The least and greatest number within what is asked, by whatever verb."""
+        least, most = (1, size) if self.asked is None else self.asked
+        only = None if self.elements is None else self.elements.only
+        most = min(most, self._most(size), size if only is None else len(only))
+        return min(max(least, len(self._must)), most), most
+
+    def _row(self, size: int, least: int, most: int) -> dict[int, int]:
+        row = {} if self.table is None else self.table.get(size, {})
+        return {k: weight for k, weight in row.items() if least <= k <= most}
+
+
+def element_count_from(asked: Any, info: ModelInfo) -> ElementCount | None:
+    """The specification of ``n_elements``: a number, a range as ``"2-4"`` or ``(2, 4)``, "trained", "any"; None: the model's own.
+
+    None comes back for "any", and for a model of molecules, one that is told its types or one without a table of numbers of
+    elements where nothing was asked. Raises ``BadRequest`` for what can't be read.
+    """
+    own = asked is None
+    wanted = info.config.sampling.n_elements if own else asked
+    if wanted == ANY:
+        return None
+    if wanted == TRAINED:
+        if own and (info.element_counts is None or _unable(info)):
+            return None
+        if info.element_counts is None:
+            raise BadRequest(_unable(info) or f"{info.name} has no {ELEMENT_COUNTS}: give --n-elements a number or a range")
+        return ElementCount(None, info.element_counts)
+    return ElementCount(_parsed(wanted), info.element_counts)
+
+
+def _unable(info: ModelInfo) -> str:
+    """Why the number of elements can't be held by this model, or an empty string."""
+    if info.config.kind != "crystal":
+        return f"{info.name} makes {info.config.kind}s, and --n-elements is for crystals: say --elements and --require"
+    if TYPES in info.config.given:
+        return f"{info.name} is told its composition, so that --n-elements has nothing to say: count the elements of the formula"
+    options = info.config.fields[TYPES].model_dump() if TYPES in info.config.fields else {}
+    if options.get("prior_kind") != "absorbing":
+        return f"{info.name} does not make types from an absorbing state, which --n-elements needs"
+    return ""
+
+
+def _parsed(asked: Any) -> tuple[int, int]:
+    wrong = BadRequest(f"n_elements must be a number, a range such as 2-4, {TRAINED} or {ANY}, found {asked!r}")
+    try:
+        parts = asked.split("-") if isinstance(asked, str) else asked if isinstance(asked, tuple) else (asked,)
+        numbers = [whole_number("n_elements", int(p) if isinstance(p, str) else p) for p in parts]
+    except (ValueError, TypeError, BadRequest):
+        raise wrong from None
+    if len(numbers) not in (1, 2) or numbers[-1] < numbers[0]:
+        raise wrong
+    if numbers[0] < 1:
+        raise BadRequest(f"a crystal has at least 1 element, and n_elements asks for {numbers[0]}")
+    return numbers[0], numbers[-1]
