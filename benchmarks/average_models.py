@@ -27,7 +27,10 @@ def main() -> None:
     mean = {k: v if k not in old else (1 - args.share) * old[k] + args.share * v for k, v in new.items() if "condition" not in k}
     config = second.info.config.model_copy(update={"name": first.info.name, "conditions": [], "condition_stats": {}})
     facts = {"weights": f"{1 - args.share:g} of {args.before} and {args.share:g} of {args.after}"}
-    export_model(mean, config, None, args.out, facts, sizes=first.info.sizes, reference=first.info.reference())
+    export_model(
+        mean, config, None, args.out, facts, sizes=first.info.sizes, element_counts=first.info.element_counts,
+        reference=first.info.reference(),
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

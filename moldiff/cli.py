@@ -52,6 +52,9 @@ def generate(
     elements: Annotated[str | None, typer.Option(help="Only these: Li,Fe,O.")] = None,
     exclude: Annotated[str | None, typer.Option(help="None of these elements.")] = None,
     require: Annotated[str | None, typer.Option(help="At least one atom of each of these elements.")] = None,
+    n_elements: Annotated[
+        str | None, typer.Option(help="Crystals: so many different ones, N or MIN-MAX; or any.", show_default="as trained")
+    ] = None,
     keep: Annotated[Path | None, typer.Option(help="SDF or XYZ (crystals: CIF): it comes back in every sample.")] = None,
     keep_atoms: Annotated[str | None, typer.Option(help="Keep these of its atoms, from 0: 0,1,2.")] = None,
     keep_elements: Annotated[str | None, typer.Option(help="Crystals: keep its sites of these elements: Li,O.")] = None,
@@ -96,6 +99,7 @@ def generate(
     options = key_values(option or [], "--option")
     controls = specs_from(
         info, formula=formula, z=z, compositions=compositions, elements=elements, exclude=exclude, require=require,
+        n_elements=n_elements,
         keep=keep, keep_atoms=keep_atoms, keep_elements=keep_elements, keep_cell=keep_cell, keep_smarts=keep_smarts, grow=grow,
         resamplings=resamplings, like=like, strength=strength, smiles=smiles, positions=positions, conditions=condition,
         guidance=guidance, guidance_function=guidance_function, guidance_scale=guidance_scale, reward=reward, target=target,

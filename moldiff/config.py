@@ -110,6 +110,7 @@ class SamplingConfig(_Strict):
     judge: str | None = None  # the regressor, by name or folder, that chooses among candidates of molecules
     settle: float = Field(0.0, ge=0, le=0.5)  # share of the calls that settle positions at the end, from 50 calls on
     conformers: str = Field("embedding", pattern="^(embedding|noise)$")  # where the way to conformers of a SMILES begins
+    n_elements: str = Field("trained", pattern="^(trained|any)$")  # of de novo crystals, where the model has a table of them
     settle_with: str | None = None  # the model, by name or folder, whose network settles them; None for its own
 
 

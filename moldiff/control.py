@@ -92,9 +92,17 @@ class Spec(ABC):
         """Raise ``BadRequest`` for a combination that makes no sense, saying why."""
         return
 
+    def beside(self, others: Sequence[Spec]) -> Spec | None:
+        """The specification as it is beside these others, before it is checked; None where it gives way to them."""
+        return self
+
     def admits(self, size: int) -> bool:
         """Whether systems of this many atoms can satisfy it."""
         return True
+
+    def weigh(self, size: int, weight: int) -> int:
+        """How often training systems of this many atoms, of which there are ``weight``, are as it asks."""
+        return weight
 
     def total(self, n: int) -> int:
         """The number of samples where ``n`` are asked for: ``n`` of each of several things, maybe."""

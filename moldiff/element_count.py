@@ -33,11 +33,12 @@ class ElementCount(Spec):
 
     ``table`` counts the training crystals by number of atoms and of elements: each sample's number is drawn from the row of its
     size, within what is asked, by seed and index alone. Where no training crystal of a size is like that, and in models without
-    a table, any number within is right. ``elements`` and ``keep`` are asked for beside it.
+    a table, any number within is right. ``known`` are the model's elements; ``elements`` and ``keep`` are asked for beside it.
     """
 
     asked: tuple[int, int] | None
     table: Mapping[int, Mapping[int, int]] | None
+    known: tuple[int, ...]
     elements: Elements | None = None
     keep: KeepCrystal | None = None
     name = "n_elements"
@@ -69,9 +70,9 @@ class ElementCount(Spec):
         if self.asked[1] < len(self._must):
             names = ", ".join(chemical_symbols[z] for z in self._must)
             raise BadRequest(f"--n-elements allows {self.asked[1]}, and {len(self._must)} are required or kept: {names}")
-        only = None if self.elements is None else self.elements.only
-        if only is not None and self.asked[0] > len(only):
-            raise BadRequest(f"--n-elements asks for {self.asked[0]}, and --elements allows {len(only)} elements")
+        left = len(self._allowed)
+        if self.asked[0] > left:
+            raise BadRequest(f"--n-elements asks for {self.asked[0]} elements, and --elements and --exclude leave {left}")
 
     def beside(self, others: Sequence[Spec]) -> Spec | None:
         """The same, knowing of elements and sites asked for; none where types are told and no number was asked for."""
@@ -109,12 +110,11 @@ class ElementCount(Spec):
         from moldiff.sampling.element_count import ElementCount as Held
 
         classes, rows = place.vocabulary.values[TYPES], len(place.indices)
-        fair = set(classes) if self.elements is None else set(self.elements.allowed(classes))
         found = [self.bounds(place.seed, i, place.size) for i in place.indices]
-        # an exclusion may leave fewer elements than were asked for in words of another verb
-        least, most = (torch.tensor(column, device=place.device).clamp_max(len(fair)) for column in zip(*found, strict=True))
+        least, most = (torch.tensor(column, device=place.device) for column in zip(*found, strict=True))
         allowed, required = (
-            torch.tensor([z in some for z in classes], device=place.device).expand(rows, -1) for some in (fair, set(self._must))
+            torch.tensor([z in some for z in classes], device=place.device).expand(rows, -1)
+            for some in (self._allowed, self._must)
         )
         kept = [] if self.keep is None else [classes.index(z) for z in self.keep.numbers]
         return Held(Bounds(least, most, allowed, required, torch.tensor(kept, dtype=torch.int64, device=place.device)))
@@ -125,6 +125,10 @@ class ElementCount(Spec):
         required = () if self.elements is None else self.elements.require
         return tuple(sorted({*required, *([] if self.keep is None else self.keep.numbers)}))
 
+    @cached_property
+    def _allowed(self) -> list[int]:
+        return list(self.known) if self.elements is None else self.elements.allowed(self.known)
+
     def _most(self, size: int) -> int:
         """The greatest number of elements that so many atoms can have, beside what is kept of them."""
         kept = [] if self.keep is None else self.keep.numbers
@@ -133,8 +137,7 @@ class ElementCount(Spec):
     def _bounds(self, size: int) -> tuple[int, int]:
         """The least and greatest number within what is asked, by whatever verb."""
         least, most = (1, size) if self.asked is None else self.asked
-        only = None if self.elements is None else self.elements.only
-        most = min(most, self._most(size), size if only is None else len(only))
+        most = min(most, self._most(size), len(self._allowed))
         return min(max(least, len(self._must)), most), most
 
     def _row(self, size: int, least: int, most: int) -> dict[int, int]:
@@ -148,7 +151,7 @@ def element_count_from(asked: Any, info: ModelInfo) -> ElementCount | None:
     None comes back for "any", and for a model of molecules, one that is told its types or one without a table of numbers of
     elements where nothing was asked. Raises ``BadRequest`` for what can't be read.
     """
-    own = asked is None
+    own, known = asked is None, tuple(info.config.vocabulary.get(TYPES, ()))
     wanted = info.config.sampling.n_elements if own else asked
     if wanted == ANY:
         return None
@@ -157,8 +160,8 @@ def element_count_from(asked: Any, info: ModelInfo) -> ElementCount | None:
             return None
         if info.element_counts is None:
             raise BadRequest(_unable(info) or f"{info.name} has no {ELEMENT_COUNTS}: give --n-elements a number or a range")
-        return ElementCount(None, info.element_counts)
-    return ElementCount(_parsed(wanted), info.element_counts)
+        return ElementCount(None, info.element_counts, known)
+    return ElementCount(_parsed(wanted), info.element_counts, known)
 
 
 def _unable(info: ModelInfo) -> str:

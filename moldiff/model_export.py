@@ -15,9 +15,21 @@ import torch
 from torch import Tensor
 
 from moldiff.config import Config, load_config
+from moldiff.data.batches import element_histogram, size_histogram
 from moldiff.data.store import Store
 from moldiff.errors import BadRequest
-from moldiff.model_store import CARD, MANIFEST, REFERENCE, SETTINGS, SIZES, WEIGHTS, ModelInfo, model_info, write_manifest
+from moldiff.model_store import (
+    CARD,
+    ELEMENT_COUNTS,
+    MANIFEST,
+    REFERENCE,
+    SETTINGS,
+    SIZES,
+    WEIGHTS,
+    ModelInfo,
+    model_info,
+    write_manifest,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from moldiff.evaluation.reference import Reference
@@ -39,13 +51,15 @@ def export_model(
     facts: Mapping[str, str] | None = None,
     *,
     sizes: Mapping[int, int] | None = None,
+    element_counts: Mapping[int, Mapping[int, int]] | None = None,
     reference: Reference | None = None,
     storage: str = "float16",
 ) -> ModelInfo:
     """Write a model folder and return it checked.
 
     ``weights`` is a denoiser's state. Sizes, and the reference unless one is given, come from ``store`` (the training split);
-    without a store pass ``sizes``, and novelty stays unknown unless ``reference`` is given. ``facts`` become rows of the card.
+    without a store pass ``sizes``, for a model that makes the types of crystals ``element_counts`` too (see
+    ``write_element_counts``), and novelty stays unknown unless ``reference`` is given. ``facts`` become rows of the card.
     The folder appears whole or not at all; an existing model folder is replaced. Raises ``BadRequest`` where ``out`` is a
     folder that holds something else, or can't be written.
     """
@@ -61,6 +75,8 @@ def export_model(
             raise BadRequest("a model folder needs a data set or a size histogram")
         values, counts = store.sizes.unique(return_counts=True)
         sizes = dict(zip(values.tolist(), counts.tolist(), strict=True))
+        if element_counts is None and makes_elements(config):
+            element_counts = element_histogram({"n_atoms": store.sizes, "atom_types": store.tensor("atom_types")})
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
@@ -73,6 +89,8 @@ def export_model(
         (part / SETTINGS).write_text(portable(config).to_yaml(), encoding="utf-8")
         histogram = {"n_atoms": {str(k): int(v) for k, v in sorted(sizes.items())}}
         (part / SIZES).write_text(json.dumps(histogram, indent=1) + "\n", encoding="utf-8")
+        if element_counts is not None:
+            write_element_counts(part, element_counts)
         if reference is None and store is not None and not config.targets:
             reference = reference_of(store, config)
         if reference is not None:
@@ -105,7 +123,6 @@ def export_run(
     ``data`` is where the data set lies now (default: as the settings name it). Raises ``BadRequest`` for a folder without a
     state, ``DamagedFile`` for a damaged one.
     """
-    from moldiff.data.batches import size_histogram
     from moldiff.training.data import training_columns, training_store
     from moldiff.training.state import read_state
 
@@ -127,7 +144,22 @@ def export_run(
         errors = [f"{name} {last[f'{name}_mae']} {config.condition_stats[name].unit}".rstrip() for name in config.targets]
         given["mean absolute error, held out"] = ", ".join(errors)
     weights, sizes = {**state["weights"], **state["ema"]}, size_histogram(columns)
-    return export_model(weights, config, store, out, given, sizes=sizes, reference=reference, storage=storage)
+    counts = element_histogram(columns) if makes_elements(config) else None
+    return export_model(
+        weights, config, store, out, given, sizes=sizes, element_counts=counts, reference=reference, storage=storage
+    )
+
+
+def makes_elements(config: Config) -> bool:
+    """Whether a model decides how many elements a crystal has: one of crystals that makes the types."""
+    return config.kind == "crystal" and "atom_types" in config.fields
+
+
+def write_element_counts(folder: Path, counts: Mapping[int, Mapping[int, int]]) -> None:
+    """Write how many training crystals have each number of atoms and of elements; the manifest is the caller's."""
+    rows = {str(n): {str(k): int(v) for k, v in sorted(row.items())} for n, row in sorted(counts.items())}
+    text = ",\n".join(f'  "{n}": {json.dumps(row)}' for n, row in rows.items())
+    (folder / ELEMENT_COUNTS).write_text(f'{{\n "n_elements_by_n_atoms": {{\n{text}\n }}\n}}\n', encoding="utf-8")
 
 
 def portable(config: Config) -> Config:

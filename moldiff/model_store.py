@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
 SHIPPED = Path(__file__).parent / "models"
 MANIFEST, WEIGHTS, SETTINGS, SIZES, CARD = "manifest.json", "weights.safetensors", "config.yaml", "sizes.json", "README.md"
-REFERENCE = "reference.safetensors"
-#: Files of a model folder that must be there; the reference may be missing (novelty is then unknown).
+REFERENCE, ELEMENT_COUNTS = "reference.safetensors", "element_counts.json"
+#: Files of a model folder that must be there; the reference may be missing (novelty is then unknown), and so may the table of
+#: numbers of elements (then they are not held).
 NEEDED = (WEIGHTS, SETTINGS, SIZES, CARD)
 #: Endings of files that are pickles, or may be: loading one can run any code.
 PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle", ".joblib")
@@ -36,7 +37,8 @@ PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle", ".joblib")
 class ModelInfo:
     """A model folder that was checked, its weights still on disk.
 
-    ``sizes`` counts the training systems by number of atoms; ``files`` maps each file to its SHA-256.
+    ``sizes`` counts the training systems by number of atoms, ``element_counts`` (maybe None) by number of atoms and of different
+    elements; ``files`` maps each file to its SHA-256.
     """
 
     name: str
@@ -44,6 +46,7 @@ class ModelInfo:
     config: Config
     sizes: dict[int, int]
     files: dict[str, str]
+    element_counts: dict[int, dict[int, int]] | None = None
 
     @property
     def weights_sha256(self) -> str:
@@ -147,7 +150,15 @@ def model_info(name_or_folder: str | Path) -> ModelInfo:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedFile(f"{folder / SIZES} holds no size histogram: {error}") from None
     config = load_config(folder / SETTINGS)
-    return ModelInfo(config.name, folder, config, sizes, files)
+    return ModelInfo(config.name, folder, config, sizes, files, _element_counts(folder) if ELEMENT_COUNTS in files else None)
+
+
+def _element_counts(folder: Path) -> dict[int, dict[int, int]]:
+    try:
+        rows = json.loads((folder / ELEMENT_COUNTS).read_text(encoding="utf-8"))["n_elements_by_n_atoms"]
+        return {int(n): {int(k): int(v) for k, v in row.items()} for n, row in rows.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedFile(f"{folder / ELEMENT_COUNTS} holds no table of numbers of elements: {error}") from None
 
 
 @dataclass(frozen=True)

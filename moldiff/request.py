@@ -164,6 +164,8 @@ def make_request(
     make_grid(name, calls, _schedule(info), made.calls_per_step * math.prod(spec.passes for spec in controls))
     for spec in controls:
         spec.check(info)
+    controls = [s for spec in controls if (s := spec.beside([other for other in controls if other is not spec])) is not None]
+    for spec in controls:
         spec.check_beside([other for other in controls if other is not spec])
     untold = [name for name in info.config.given if all(name not in spec.gives for spec in controls)]
     if untold:
@@ -175,6 +177,7 @@ def make_request(
         n = spec.total(n)
     text, sizes = admitted_sizes(info, size)
     possible = {k: v for k, v in sizes.items() if all(spec.admits(k) for spec in controls)}
+    possible = {k: w for k, v in possible.items() if (w := min((spec.weigh(k, v) for spec in controls), default=v))} or possible
     decided = {k for spec in controls for i in range(n) if (k := spec.size_of(i)) is not None}
     if size is not None and not decided <= set(range(min(sizes), max(sizes) + 1)):
         names = " and ".join(spec.name for spec in controls if spec.size_of(0) is not None)
@@ -182,6 +185,10 @@ def make_request(
     if not possible and not decided:
         names = " and ".join(spec.wants() for spec in controls)
         raise BadRequest(f"no size that {info.name} can make ({min(sizes)} to {max(sizes)} atoms) satisfies {names}")
+    for spec in controls:
+        refused = [k for k in decided if not spec.admits(k)]
+        if refused:
+            raise BadRequest(f"{refused[0]} atoms, as others ask for, can't satisfy {spec.wants()}")
     settling = _settle_calls(info, calls, settle, controls)
     other = info.config.sampling.settle_with if settling else None
     return Request(

@@ -28,6 +28,7 @@ class Verbs(TypedDict, total=False):
     elements: str | Sequence[str] | None  # only these
     exclude: str | Sequence[str] | None  # none of these
     require: str | Sequence[str] | None  # at least one atom of each
+    n_elements: int | str | tuple[int, int] | None  # crystals: so many different ones, or 2-4; "trained", "any"
     keep: str | Path | Fragment | Any  # this structure, or a part of it, comes back exactly in every sample
     keep_atoms: str | Sequence[int] | None  # these of its atoms, counted from 0
     keep_elements: str | Sequence[str] | None  # crystals: the sites of these elements
@@ -65,6 +66,7 @@ def specs_from(info: ModelInfo, **verbs: Unpack[Verbs]) -> tuple[Spec, ...]:
         if name not in Verbs.__annotations__:
             raise unknown("option", name, Verbs.__annotations__)
     from moldiff.composition import compositions_from, elements_from
+    from moldiff.element_count import element_count_from
     from moldiff.given import graph_from, like_from, positions_from
     from moldiff.steer.candidates import candidates_from
     from moldiff.steer.conditions import conditions_from
@@ -94,6 +96,7 @@ def specs_from(info: ModelInfo, **verbs: Unpack[Verbs]) -> tuple[Spec, ...]:
         positions_from(verbs.get("positions")),
         # after what is kept, whose atoms it counts
         elements_from(verbs.get("elements"), verbs.get("exclude"), verbs.get("require")),
+        element_count_from(verbs.get("n_elements"), info),  # after those, whose draws it corrects
         reward_from(
             verbs.get("reward"), verbs.get("target"), verbs.get("particles"), verbs.get("reward_strength"),
             verbs.get("reward_options"), info,

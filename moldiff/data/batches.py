@@ -119,3 +119,15 @@ def size_histogram(columns: Mapping[str, Tensor]) -> dict[int, int]:
     """How many systems have each number of atoms."""
     sizes, counts = columns["n_atoms"].unique(return_counts=True)
     return dict(zip(sizes.tolist(), counts.tolist(), strict=True))
+
+
+def element_histogram(columns: Mapping[str, Tensor]) -> dict[int, dict[int, int]]:
+    """How many systems have each number of atoms and of different elements: {atoms: {elements: systems}}."""
+    sizes, types = columns["n_atoms"].to(torch.int64), columns["atom_types"].to(torch.int64)
+    present = torch.zeros(len(sizes), 256, dtype=torch.bool)
+    present[torch.arange(len(sizes)).repeat_interleave(sizes), types] = True
+    pairs, counts = torch.stack([sizes, present.sum(1)]).unique(dim=1, return_counts=True)
+    rows: dict[int, dict[int, int]] = {}
+    for n, k, count in zip(*pairs.tolist(), counts.tolist(), strict=True):
+        rows.setdefault(n, {})[k] = count
+    return rows
