@@ -109,8 +109,8 @@ def test_atoms_that_are_decided_together_meet_the_bounds_together(data):
 
 def test_what_replaces_a_draw_follows_the_constrained_softmax():
     rows = 6000
-    bounds = make_bounds(2, 2, [True, True, True, False], [False] * 4)
-    bounds = Bounds(*(x.expand(rows, *x.shape[1:]) for x in (bounds.least, bounds.most, bounds.allowed, bounds.required)), bounds.kept)
+    one = make_bounds(2, 2, [True, True, True, False], [False] * 4)
+    bounds = Bounds(*(x.expand(rows, *x.shape[1:]) for x in (one.least, one.most, one.allowed, one.required)), one.kept)
     logits = torch.tensor([1.0, 0.5, 0.0, 3.0]).expand(rows, 2, 4)
     torch.manual_seed(0)
     state = torch.tensor([[0, -1]]).expand(rows, 2)
@@ -176,7 +176,7 @@ def test_kept_sites_count(plain):
         assert s.numbers[:3].tolist() == [11, 11, 17] and n_elements(s) == 2
     with pytest.raises(BadRequest, match="allows 1, and 2 are required or kept: Na, Cl"):
         plain.sample(2, keep=crystal, n_elements=1)
-    with pytest.raises(BadRequest, match="satisfies .*4 elements at least"):
+    with pytest.raises(BadRequest, match=r"satisfies .*4 elements at least"):
         plain.sample(2, keep=crystal, n_elements=4, size=4)
 
 
@@ -273,7 +273,7 @@ def test_the_table_is_counted_from_the_data_and_written_with_the_model(tmp_path,
     made = export_model(weights, info.config, None, tmp_path / "m", sizes=info.sizes, element_counts=TABLE)
     assert made.element_counts == TABLE and ELEMENT_COUNTS in made.files and info.element_counts is None
     (tmp_path / "m" / ELEMENT_COUNTS).write_text(json.dumps({"n_elements_by_n_atoms": {"2": 3}}))
-    with pytest.raises(DamagedFile, match="altered|truncated"):
+    with pytest.raises(DamagedFile, match=r"altered|truncated"):
         model_info(tmp_path / "m")
     write_manifest(tmp_path / "m", "m")
     with pytest.raises(DamagedFile, match="no table of numbers of elements"):
