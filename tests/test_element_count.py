@@ -14,13 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moldiff.chem.crystals import Crystal
+from moldiff.core.batch import AtomBatch
 from moldiff.data.batches import element_histogram
 from moldiff.errors import BadRequest, DamagedFile
 from moldiff.generator import Generator
 from moldiff.model_export import export_model, write_element_counts
 from moldiff.model_store import ELEMENT_COUNTS, model_info, shipped_models, write_manifest
 from moldiff.request import make_request
-from moldiff.sampling.element_count import Bounds
+from moldiff.sampling.element_count import Bounds, ElementCount
 from moldiff.verbs import specs_from
 
 TABLE = {2: {1: 2, 2: 3}, 4: {2: 9, 3: 1}, 5: {1: 4, 5: 4}, 8: {3: 3}}
@@ -118,6 +119,19 @@ def test_what_replaces_a_draw_follows_the_constrained_softmax():
     drawn = bounds.decide(state, torch.ones(rows, 2, dtype=torch.bool), state < 0, proposed, logits, torch.rand(rows, 2))[:, 1]
     shares = torch.bincount(drawn, minlength=4) / rows
     assert shares[0] == shares[3] == 0 and abs(float(shares[1]) - float(torch.sigmoid(torch.tensor(0.5)))) < 0.03
+
+
+def test_atoms_that_the_last_call_finds_masked_are_decided_by_it(plain):
+    diffusion, n = plain.denoiser.diffusion, 5
+    bounds = make_bounds(2, 2, [True] * 7, [False] * 7)
+    xt = AtomBatch(torch.ones(1, n, dtype=torch.bool), {"atom_types": torch.tensor([[4, 7, 7, 7, 7]])})
+    logits = torch.zeros(1, n, 7)
+    logits[0, range(n), [0, 1, 2, 3, 4]] = torch.tensor([1.0, 3.0, 5.0, 2.0, 4.0])  # the third atom is the most certain
+    control = ElementCount(bounds)
+    wrapped = control.wrap(lambda xt, t, previous=None: xt.replace(atom_types=logits), diffusion)
+    prediction = wrapped(xt, torch.ones(1))
+    x0 = control.finish(xt.replace(atom_types=prediction.data["atom_types"].argmax(-1)), diffusion)
+    assert x0.atom_types.tolist() == [[4, 2, 2, 2, 4]]  # equal logits: the first that may be
 
 
 def test_sizes_and_numbers_of_elements_are_drawn_from_the_training_table(tabled):
