@@ -72,6 +72,9 @@ def generate(
     prototypes: Annotated[
         str | None, typer.Option(help="Crystals: begin at those of a prepared data set, or aflow.", show_default="the model's")
     ] = None,
+    symmetry: Annotated[
+        str | None, typer.Option(help="Crystals of a formula: learned, none, or space groups.", show_default="learned")
+    ] = None,
     smiles: Annotated[str | None, typer.Option(help="Conformers of this molecule.")] = None,
     positions: Annotated[Path | None, typer.Option(help="Types and bonds for the positions in this file.")] = None,
     condition: Annotated[list[str] | None, typer.Option(help="NAME=VALUE or NAME=8..10; may be repeated. Or a CSV.")] = None,
@@ -104,7 +107,7 @@ def generate(
         resamplings=resamplings, like=like, strength=strength, smiles=smiles, positions=positions, conditions=condition,
         guidance=guidance, guidance_function=guidance_function, guidance_scale=guidance_scale, reward=reward, target=target,
         particles=particles, reward_strength=reward_strength, candidates=candidates,
-        judge=judge, prototypes=prototypes,
+        judge=judge, prototypes=prototypes, symmetry=symmetry,
     )  # fmt: skip
     request = make_request(
         info, n, seed=seed, steps=steps, sampler=sampler, options=options, grid=grid, temperature=temperature, size=size,

@@ -32,6 +32,7 @@ from moldiff.model_store import (
 )  # fmt: skip
 
 if TYPE_CHECKING:
+    from moldiff.evaluation.crystals.templates import Templates
     from moldiff.evaluation.reference import Reference
 
 #: How weights may be stored; they are computed with as float32 parameters whatever the storage.
@@ -52,6 +53,7 @@ def export_model(
     *,
     sizes: Mapping[int, int] | None = None,
     element_counts: Mapping[int, Mapping[int, int]] | None = None,
+    templates: Templates | None = None,
     reference: Reference | None = None,
     storage: str = "float16",
 ) -> ModelInfo:
@@ -59,7 +61,8 @@ def export_model(
 
     ``weights`` is a denoiser's state. Sizes, and the reference unless one is given, come from ``store`` (the training split);
     without a store pass ``sizes``, for a model that makes the types of crystals ``element_counts`` too (see
-    ``write_element_counts``), and novelty stays unknown unless ``reference`` is given. ``facts`` become rows of the card.
+    ``write_element_counts``), and novelty stays unknown unless ``reference`` is given. ``templates`` are the symmetries that a
+    model has learnt for compositions. ``facts`` become rows of the card.
     The folder appears whole or not at all; an existing model folder is replaced. Raises ``BadRequest`` where ``out`` is a
     folder that holds something else, or can't be written.
     """
@@ -91,6 +94,8 @@ def export_model(
         (part / SIZES).write_text(json.dumps(histogram, indent=1) + "\n", encoding="utf-8")
         if element_counts is not None:
             write_element_counts(part, element_counts)
+        if templates is not None:
+            templates.save(part / ModelInfo.TEMPLATES)
         if reference is None and store is not None and not config.targets:
             reference = reference_of(store, config)
         if reference is not None:
@@ -143,10 +148,18 @@ def export_run(
             last = list(csv.DictReader(file))[-1]
         errors = [f"{name} {last[f'{name}_mae']} {config.condition_stats[name].unit}".rstrip() for name in config.targets]
         given["mean absolute error, held out"] = ", ".join(errors)
+    templates = None
+    if config.training.given_symmetry > 0:
+        from moldiff.data.symmetries import symmetries_of
+        from moldiff.training.templates import learn_templates
+
+        print("learning the symmetries of compositions", flush=True)
+        templates = learn_templates(columns, symmetries_of(columns, store.folder))
     weights, sizes = {**state["weights"], **state["ema"]}, size_histogram(columns)
     counts = element_histogram(columns) if makes_elements(config) else None
     return export_model(
-        weights, config, store, out, given, sizes=sizes, element_counts=counts, reference=reference, storage=storage
+        weights, config, store, out, given, sizes=sizes, element_counts=counts, reference=reference, storage=storage,
+        templates=templates,
     )
 
 

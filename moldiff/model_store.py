@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from moldiff.config import Config, load_config
 from moldiff.errors import BadRequest, DamagedFile, unknown
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from moldiff.denoisers.base import NetworkDenoiser
     from moldiff.denoisers.regressor import Regressor
+    from moldiff.evaluation.crystals.templates import Templates
     from moldiff.evaluation.reference import Reference
 
 SHIPPED = Path(__file__).parent / "models"
@@ -48,6 +49,9 @@ class ModelInfo:
     files: dict[str, str]
     element_counts: dict[int, dict[int, int]] | None = None
 
+    #: The file of learnt symmetries, in models that have them.
+    TEMPLATES: ClassVar[str] = "templates.safetensors"
+
     @property
     def weights_sha256(self) -> str:
         """SHA-256 of the weights."""
@@ -67,6 +71,17 @@ class ModelInfo:
 
         with safe_open(self.folder / WEIGHTS, framework="pt") as file:
             return sum(prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118 (not a mapping)
+
+    @property
+    def has_templates(self) -> bool:
+        """Whether it has learnt symmetries of compositions."""
+        return self.TEMPLATES in self.files
+
+    def templates(self) -> Templates:
+        """The symmetries that it has learnt for compositions."""
+        from moldiff.evaluation.crystals.templates import Templates
+
+        return Templates.load(self.folder / self.TEMPLATES)
 
     def reference(self) -> Reference | None:
         """The hashes and statistics of the training data, or None where the folder has none."""

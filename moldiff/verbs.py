@@ -39,6 +39,7 @@ class Verbs(TypedDict, total=False):
     like: Any  # vary these molecules: a file, molecules, atoms, samples
     strength: float | None  # the time to noise them, or prototypes, to
     prototypes: Any  # crystals: begin at known ones, of a prepared data set or of "aflow", elements swapped; "none" at noise
+    symmetry: Any  # crystals of a composition: "learned" (as the model finds likeliest), "none", or space groups
     smiles: str | None  # conformers of this molecule
     positions: Any  # types, charges and bonds for these positions
     conditions: Any  # {"gap": 9.0, "dipole": (1, 2)}, ["gap=9", "dipole=1..2"], or a row a sample: a CSV file, mappings
@@ -90,6 +91,7 @@ def specs_from(info: ModelInfo, **verbs: Unpack[Verbs]) -> tuple[Spec, ...]:
         ),
         compositions,
         candidates if begun is None else begun,  # which chooses among its own
+        _symmetric(info, verbs, compositions, begun),  # after candidates, whose doubt is that of the free model
         _kept(info, verbs),  # after candidates, which are compared in the model's own cell, and not in that of a file
         like_from(verbs.get("like"), verbs.get("strength") if begun is None or verbs.get("like") is not None else None),
         graph_from(verbs.get("smiles"), info.config.sampling.conformers),
@@ -134,6 +136,14 @@ def _begun(info: ModelInfo, verbs: Verbs, compositions: Compositions | None) -> 
     if wanted is not None and str(wanted) != "none" and info.config.kind != "crystal":
         raise BadRequest(f"prototypes are crystals, and {info.name} makes {info.config.kind}s")
     return prototypes_from(wanted, compositions, verbs.get("strength"), candidates)
+
+
+def _symmetric(info: ModelInfo, verbs: Verbs, compositions: Compositions | None, begun: Spec | None) -> Spec | None:
+    """The symmetry of crystals of a composition: as asked, or the model's own, which gives way to what contradicts it."""
+    from moldiff.symmetry import symmetry_from
+
+    other = begun is not None or any(verbs.get(name) is not None for name in ("keep", "keep_cell", "like"))
+    return symmetry_from(info, verbs.get("symmetry"), compositions, not other)
 
 
 def _steered(verbs: Verbs) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby, permutations, product
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from moldiff.chem.symmetry import SYMPREC, dataset
 _TWENTY_FOURTHS = 24
 #: Atoms may lie this far (Å) from where an operation takes another to, at most.
 _FAR = 0.5
+#: Orders of elements that stand for one structure are looked for up to so many for an origin.
+_MOST_ALIKE = 120
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,11 +79,13 @@ def orbits(crystal: Crystal, symprec: float = SYMPREC) -> Orbits | None:
 @dataclass(frozen=True)
 class Kind:
     """What two crystals share that differ in elements, cell and free coordinates only: ``code`` is equal for both, and
-    ``elements`` are the atomic numbers of the slots that the code distinguishes, in its order, with their ``counts``."""
+    ``elements`` are the atomic numbers of the slots that the code distinguishes, in its order, with their ``counts``. ``alike``
+    are the orders in which the same elements stand for the same structure: at least that of the slots themselves."""
 
     code: str
     elements: tuple[int, ...]
     counts: tuple[int, ...]
+    alike: tuple[tuple[int, ...], ...]
 
 
 def kind_of(found: Orbits, numbers: NDArray[np.int64]) -> Kind:
@@ -93,22 +98,34 @@ def kind_of(found: Orbits, numbers: NDArray[np.int64]) -> Kind:
     turns = found.rotations.astype(np.float64)
     places = _places(turns, found.to, found.frac_coords, _origins(found.rotations.tobytes(), len(turns)))
     first = found.to.min(0)
-    elements = sorted(set(numbers.tolist()))
-    best: tuple[list[Any], list[int]] | None = None
+    members = {z: np.flatnonzero(numbers == z) for z in sorted(set(numbers.tolist()))}
+    best: list[Any] | None = None
+    orders: set[tuple[int, ...]] = set()
     for place in places:
         slots = []
-        for element in elements:
-            atoms = np.flatnonzero(numbers == element)
-            orbits_here = [tuple(sorted(place[i] for i in atoms if first[i] == lead)) for lead in sorted(set(first[atoms].tolist()))]
-            slots.append((len(atoms), tuple(sorted(orbits_here)), element))
+        for element, atoms in members.items():
+            leads = sorted(set(first[atoms].tolist()))
+            sets = sorted(tuple(sorted(place[i] for i in atoms if first[i] == lead)) for lead in leads)
+            slots.append((len(atoms), sets, element))
         slots.sort()
-        code = [(count, where) for count, where, _ in slots]
-        if best is None or code < best[0]:
-            best = code, [element for *_, element in slots]
+        code = [slot[:2] for slot in slots]
+        if best is None or code < best:
+            best, orders = code, set()
+        if code == best:
+            orders |= _exchanged(code, [slot[2] for slot in slots])
     assert best is not None
+    elements = min(orders)
     order = np.lexsort(turns.reshape(len(turns), 9).T)
-    text = repr((found.number, turns[order].astype(int).ravel().tolist(), best[0]))
-    return Kind(hashlib.sha256(text.encode()).hexdigest()[:24], tuple(best[1]), tuple(count for count, _ in best[0]))
+    text = repr((found.number, turns[order].astype(int).ravel().tolist(), best))
+    alike = tuple(sorted(tuple(elements.index(z) for z in other) for other in orders))
+    return Kind(hashlib.sha256(text.encode()).hexdigest()[:24], elements, tuple(count for count, _ in best), alike)
+
+
+def _exchanged(code: list[Any], elements: list[int]) -> set[tuple[int, ...]]:
+    """The orders of elements that differ within slots of one code only."""
+    runs = [list(run) for _, run in groupby(range(len(code)), key=lambda i: code[i])]
+    parts = [permutations([elements[i] for i in run]) for run in runs]
+    return {tuple(z for part in way for z in part) for way, _ in zip(product(*parts), range(_MOST_ALIKE), strict=False)}
 
 
 def _places(

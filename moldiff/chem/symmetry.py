@@ -62,6 +62,18 @@ def space_group(crystal: Crystal, symprec: float = SYMPREC) -> SpaceGroup:
     return SpaceGroup(1, "P1") if found is None else SpaceGroup(int(found.number), str(found.international))
 
 
+def space_group_number(text: str) -> int | None:
+    """The number of a space group given by number or international symbol (short or full); None for what is none."""
+    if text.isdecimal():
+        return int(text) if 1 <= int(text) <= 230 else None
+    from pymatgen.symmetry.groups import SpaceGroup as Tables
+
+    try:
+        return int(Tables(text).int_number)
+    except ValueError:
+        return None
+
+
 def symmetrise(crystal: Crystal, symprec: float = SYMPREC) -> Symmetrised | None:
     """Return the conventional symmetrised cell, or None where spglib finds no symmetry beyond P1.
 
