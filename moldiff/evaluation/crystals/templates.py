@@ -71,8 +71,8 @@ class Templates:
     ``columns``: of each of U templates ``n_atoms``, ``number`` (space group), ``turns`` (which of the sets of rotations it has),
     ``n_centers``, ``n_alike``; of each set ``n_operations``, of its operations ``rotations`` [., 3, 3]; ``to``, flat, operation
     by operation and atom by atom; of each atom ``base`` [., 3] and ``slot``; of each centre ``weight`` and, flat, its points
-    ``centers`` [., D + 1], slot by slot; ``alike``, flat, the orders of a template's elements that stand for one structure, slot by slot; ``elements``,
-    ``power`` and ``charge`` of the metric.
+    ``centers`` [., D + 1], slot by slot; ``alike``, flat, the orders of a template's elements that stand for one structure, slot
+    by slot; ``elements``, ``power`` and ``charge`` of the metric.
     """
 
     def __init__(self, columns: Mapping[str, Tensor]) -> None:
