@@ -1,11 +1,13 @@
-"""How many different elements a crystal has: asked for, or drawn beforehand as the training crystals have it.
+"""How many different elements a crystal has, and how many atoms each: asked for, or drawn beforehand as training crystals are.
 
-Types are made atom by atom, and a network that has learnt little makes too many kinds of atoms a crystal. So the number of
-elements is settled first, like the number of atoms, and held on the way (``sampling/element_count.py``).
+Types are made atom by atom, and a network that has learnt little makes too many kinds of atoms a crystal. So the numbers are
+settled first, like the number of atoms, and held on the way (``sampling/element_count.py``). The number of elements alone is not
+enough: atoms that may bring no new element then take the commonest one, and compositions make no sense (docs/experiments.md).
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -31,13 +33,14 @@ _SALT = 1  # of the stream that says how many elements; 0 says how many atoms (`
 class ElementCount(Spec):
     """Crystals of at least ``asked[0]`` and at most ``asked[1]`` different elements; None: as many as training crystals have.
 
-    ``table`` counts the training crystals by number of atoms and of elements: each sample's number is drawn from the row of its
-    size, within what is asked, by seed and index alone. Where no training crystal of a size is like that, and in models without
-    a table, any number within is right. ``known`` are the model's elements; ``elements`` and ``keep`` are asked for beside it.
+    ``table`` counts the training crystals by number of atoms and by how many are of each element (ABO3: (3, 1, 1)): what a sample
+    has is drawn from the row of its size, within what is asked, by seed and index alone. Where no training crystal of a size is
+    like that, and in models without a table, any number within is right, on any numbers of atoms. ``known`` are the model's
+    elements; ``elements`` and ``keep`` are asked for beside it.
     """
 
     asked: tuple[int, int] | None
-    table: Mapping[int, Mapping[int, int]] | None
+    table: Mapping[int, Mapping[tuple[int, ...], int]] | None
     known: tuple[int, ...]
     elements: Elements | None = None
     keep: KeepCrystal | None = None
@@ -87,21 +90,21 @@ class ElementCount(Spec):
     def weigh(self, size: int, weight: int) -> int:
         if self.table is None:
             return weight
-        return sum(self._row(size, *self._bounds(size)).values())
+        return sum(self._row(size).values())
 
     def wants(self) -> str:
         return self.name if self.asked is None else f"{self.asked[0]} elements at least"
 
-    def bounds(self, seed: int, index: int, size: int) -> tuple[int, int]:
-        """The least and greatest number of elements of one sample: one number, where training crystals say which."""
-        least, most = self._bounds(size)
-        row = self._row(size, least, most)
+    def bounds(self, seed: int, index: int, size: int) -> tuple[int, tuple[int, ...]]:
+        """The least number of elements of one sample, and on how many atoms at most the commonest is, the next, and so on."""
+        row = self._row(size)
         place = stream_seed(stream_seed(seed, index), _SALT) * sum(row.values()) >> 63
-        for k, weight in sorted(row.items()):
+        for shares, weight in sorted(row.items()):
             place -= weight
             if place < 0:
-                return k, k
-        return least, most
+                return len(shares), shares
+        least, most = self._range(size)
+        return least, (size,) * most
 
     def control(self, place: Place) -> Control:
         import torch
@@ -111,13 +114,14 @@ class ElementCount(Spec):
 
         classes, rows = place.vocabulary.values[TYPES], len(place.indices)
         found = [self.bounds(place.seed, i, place.size) for i in place.indices]
-        least, most = (torch.tensor(column, device=place.device) for column in zip(*found, strict=True))
+        least = torch.tensor([low for low, _ in found], device=place.device)
+        caps = torch.tensor([[*caps, *[0] * (place.size - len(caps))] for _, caps in found], device=place.device)
         allowed, required = (
             torch.tensor([z in some for z in classes], device=place.device).expand(rows, -1)
             for some in (self._allowed, self._must)
         )
         kept = [] if self.keep is None else [classes.index(z) for z in self.keep.numbers]
-        return Held(Bounds(least, most, allowed, required, torch.tensor(kept, dtype=torch.int64, device=place.device)))
+        return Held(Bounds(least, caps, allowed, required, torch.tensor(kept, dtype=torch.int64, device=place.device)))
 
     @cached_property
     def _must(self) -> tuple[int, ...]:
@@ -134,15 +138,22 @@ class ElementCount(Spec):
         kept = [] if self.keep is None else self.keep.numbers
         return len(set(kept)) + size - len(kept)
 
-    def _bounds(self, size: int) -> tuple[int, int]:
+    def _range(self, size: int) -> tuple[int, int]:
         """The least and greatest number within what is asked, by whatever verb."""
         least, most = (1, size) if self.asked is None else self.asked
         most = min(most, self._most(size), len(self._allowed))
         return min(max(least, len(self._must)), most), most
 
-    def _row(self, size: int, least: int, most: int) -> dict[int, int]:
+    def _row(self, size: int) -> dict[tuple[int, ...], int]:
+        """Training crystals of so many atoms, within what is asked, with room for what is kept."""
         row = {} if self.table is None else self.table.get(size, {})
-        return {k: weight for k, weight in row.items() if least <= k <= most}
+        least, most = self._range(size)
+        kept = sorted(Counter([] if self.keep is None else self.keep.numbers).values(), reverse=True)
+        return {
+            shares: weight
+            for shares, weight in row.items()
+            if least <= len(shares) <= most and all(a <= b for a, b in zip(kept, shares, strict=False))
+        }
 
 
 def element_count_from(asked: Any, info: ModelInfo) -> ElementCount | None:

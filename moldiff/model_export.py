@@ -52,7 +52,7 @@ def export_model(
     facts: Mapping[str, str] | None = None,
     *,
     sizes: Mapping[int, int] | None = None,
-    element_counts: Mapping[int, Mapping[int, int]] | None = None,
+    element_counts: Mapping[int, Mapping[tuple[int, ...], int]] | None = None,
     templates: Templates | None = None,
     reference: Reference | None = None,
     storage: str = "float16",
@@ -168,11 +168,11 @@ def makes_elements(config: Config) -> bool:
     return config.kind == "crystal" and "atom_types" in config.fields
 
 
-def write_element_counts(folder: Path, counts: Mapping[int, Mapping[int, int]]) -> None:
-    """Write how many training crystals have each number of atoms and of elements; the manifest is the caller's."""
-    rows = {str(n): {str(k): int(v) for k, v in sorted(row.items())} for n, row in sorted(counts.items())}
+def write_element_counts(folder: Path, counts: Mapping[int, Mapping[tuple[int, ...], int]]) -> None:
+    """Write how many training crystals have each number of atoms and of atoms of their elements; the manifest is the caller's."""
+    rows = {n: {"-".join(map(str, shares)): int(v) for shares, v in sorted(row.items())} for n, row in sorted(counts.items())}
     text = ",\n".join(f'  "{n}": {json.dumps(row)}' for n, row in rows.items())
-    (folder / ELEMENT_COUNTS).write_text(f'{{\n "n_elements_by_n_atoms": {{\n{text}\n }}\n}}\n', encoding="utf-8")
+    (folder / ELEMENT_COUNTS).write_text(f'{{\n "by_n_atoms": {{\n{text}\n }}\n}}\n', encoding="utf-8")
 
 
 def portable(config: Config) -> Config:

@@ -38,8 +38,8 @@ PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle", ".joblib")
 class ModelInfo:
     """A model folder that was checked, its weights still on disk.
 
-    ``sizes`` counts the training systems by number of atoms, ``element_counts`` (maybe None) by number of atoms and of different
-    elements; ``files`` maps each file to its SHA-256.
+    ``sizes`` counts the training systems by number of atoms, ``element_counts`` (maybe None) by number of atoms and by how
+    many of them are of each element, the commonest first ((3, 1, 1) for ABO3); ``files`` maps each file to its SHA-256.
     """
 
     name: str
@@ -47,7 +47,7 @@ class ModelInfo:
     config: Config
     sizes: dict[int, int]
     files: dict[str, str]
-    element_counts: dict[int, dict[int, int]] | None = None
+    element_counts: dict[int, dict[tuple[int, ...], int]] | None = None
 
     #: The file of learnt symmetries, in models that have them.
     TEMPLATES: ClassVar[str] = "templates.safetensors"
@@ -168,12 +168,15 @@ def model_info(name_or_folder: str | Path) -> ModelInfo:
     return ModelInfo(config.name, folder, config, sizes, files, _element_counts(folder) if ELEMENT_COUNTS in files else None)
 
 
-def _element_counts(folder: Path) -> dict[int, dict[int, int]]:
+def _element_counts(folder: Path) -> dict[int, dict[tuple[int, ...], int]]:
     try:
-        rows = json.loads((folder / ELEMENT_COUNTS).read_text(encoding="utf-8"))["n_elements_by_n_atoms"]
-        return {int(n): {int(k): int(v) for k, v in row.items()} for n, row in rows.items()}
+        rows = json.loads((folder / ELEMENT_COUNTS).read_text(encoding="utf-8"))["by_n_atoms"]
+        table = {int(n): {tuple(map(int, k.split("-"))): int(v) for k, v in row.items()} for n, row in rows.items()}
+        if any(sum(shares) != n or min(shares) < 1 or v < 0 for n, row in table.items() for shares, v in row.items()):
+            raise ValueError("numbers of atoms of the elements that don't sum to that of all")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedFile(f"{folder / ELEMENT_COUNTS} holds no table of numbers of elements: {error}") from None
+    return table
 
 
 @dataclass(frozen=True)

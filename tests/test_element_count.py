@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from moldiff.request import make_request
 from moldiff.sampling.element_count import Bounds, ElementCount
 from moldiff.verbs import specs_from
 
-TABLE = {2: {1: 2, 2: 3}, 4: {2: 9, 3: 1}, 5: {1: 4, 5: 4}, 8: {3: 3}}
+TABLE = {2: {(2,): 2, (1, 1): 3}, 4: {(2, 2): 6, (3, 1): 3, (2, 1, 1): 1}, 5: {(5,): 4, (1, 1, 1, 1, 1): 4}, 8: {(4, 3, 1): 3}}
 NUMBERS = (1, 3, 8, 11, 17, 26, 82)
 
 
@@ -52,34 +53,50 @@ def n_elements(sample) -> int:
     return len(set(sample.numbers.tolist()))
 
 
+def shares(sample) -> tuple[int, ...]:
+    return tuple(sorted(Counter(sample.numbers.tolist()).values(), reverse=True))
+
+
 def spec_of(request):
     return next(spec for spec in request.controls if spec.name == "n_elements")
 
 
-def make_bounds(least, most, allowed, required, kept=()):
-    one = torch.tensor([least]), torch.tensor([most]), torch.tensor([allowed]), torch.tensor([required])
+def make_bounds(least, caps, allowed, required, kept=()):
+    one = torch.tensor([least]), torch.tensor([caps]), torch.tensor([allowed]), torch.tensor([required])
     return Bounds(*one, torch.tensor(kept, dtype=torch.int64))
+
+
+def spread(bounds, rows):
+    fields = (bounds.least, bounds.caps, bounds.allowed, bounds.required)
+    return Bounds(*(x.expand(rows, *x.shape[1:]) for x in fields), bounds.kept)
 
 
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_a_class_is_admissible_just_where_the_rest_can_still_meet_the_bounds(data):
-    n_classes, n = 4, data.draw(st.integers(1, 4))
+    n_classes, n = 4, data.draw(st.integers(1, 5))
     allowed = data.draw(st.lists(st.booleans(), min_size=4, max_size=4).filter(any))
     required = [a and data.draw(st.booleans()) for a in allowed]
-    least = data.draw(st.integers(1, 4))
-    most = data.draw(st.integers(least, 4))
+    if data.draw(st.booleans()):  # numbers of atoms of each class
+        caps = list(Counter(data.draw(st.lists(st.integers(0, 3), min_size=n, max_size=n))).values())
+        least = len(caps)
+    else:  # the number of classes alone
+        least = data.draw(st.integers(1, n))
+        caps = [n] * data.draw(st.integers(least, n))
+    caps = sorted(caps, reverse=True) + [0] * (n - len(caps))
     known = data.draw(st.lists(st.sampled_from([c for c in range(4) if allowed[c]]), max_size=n - 1))
 
     def met(types):
-        kinds = set(types)
-        return least <= len(kinds) <= most and all(allowed[c] for c in kinds) and all(c in kinds for c in range(4) if required[c])
+        kinds = Counter(types)
+        ranked = sorted(kinds.values(), reverse=True)
+        fits = least <= len(kinds) and all(a <= b for a, b in zip(ranked, [*caps, 0, 0, 0, 0], strict=False))
+        return fits and all(allowed[c] for c in kinds) and all(c in kinds for c in range(4) if required[c])
 
     ends = [list(end) for end in itertools.product(range(n_classes), repeat=n - len(known)) if met([*known, *end])]
     if not ends:
         return
     state = torch.tensor([[*known, *[-1] * (n - len(known))]])
-    found = make_bounds(least, most, allowed, required).admissible(state, torch.ones(1, n, dtype=torch.bool))[0]
+    found = make_bounds(least, caps, allowed, required).admissible(state, torch.ones(1, n, dtype=torch.bool))[0]
     assert {c for c in range(n_classes) if found[c]} == {end[0] for end in ends}
 
 
@@ -87,15 +104,10 @@ def test_a_class_is_admissible_just_where_the_rest_can_still_meet_the_bounds(dat
 @given(data=st.data())
 def test_atoms_that_are_decided_together_meet_the_bounds_together(data):
     torch.manual_seed(data.draw(st.integers(0, 999)))
-    n, rows = data.draw(st.integers(3, 9)), 20
-    k = data.draw(st.integers(1, n))
-    kept = [0, 0, 3][: data.draw(st.sampled_from([0, 3]))] if k > 1 and n > k else []
-    bounds = Bounds(
-        torch.full((rows,), k), torch.full((rows,), k), torch.ones(rows, 12, dtype=torch.bool),
-        torch.zeros(rows, 12, dtype=torch.bool), torch.tensor(kept, dtype=torch.int64),
-    )  # fmt: skip
-    if k - len(set(kept)) > n - len(kept):
-        return
+    rows, wanted = 20, data.draw(st.sampled_from([(1,), (5,), (2, 2), (2, 1, 1), (6, 2, 1), (3, 3, 2, 1), (1,) * 6]))
+    n, kept = sum(wanted), [0, 0, 3] if len(wanted) > 1 and wanted[0] > 1 and data.draw(st.booleans()) else []
+    caps = [*wanted, *[0] * (n - len(wanted))]
+    bounds = spread(make_bounds(len(wanted), caps, [True] * 12, [False] * 12, kept), rows)
     mask = torch.ones(rows, n, dtype=torch.bool)
     state = bounds.state(torch.full((rows, n), 12), mask)
     while bool((state < 0).any()):
@@ -104,14 +116,13 @@ def test_atoms_that_are_decided_together_meet_the_bounds_together(data):
         proposed = torch.randint(12, (rows, n))
         state = bounds.decide(state, mask, which, proposed, logits, torch.rand(rows, n))
         assert bool((state[which] >= 0).all())
-    assert {len(set(row)) for row in state.tolist()} == {k}
+    assert {tuple(sorted(Counter(row).values(), reverse=True)) for row in state.tolist()} == {wanted}
     assert all(row[: len(kept)] == kept for row in state.tolist())
 
 
 def test_what_replaces_a_draw_follows_the_constrained_softmax():
     rows = 6000
-    one = make_bounds(2, 2, [True, True, True, False], [False] * 4)
-    bounds = Bounds(*(x.expand(rows, *x.shape[1:]) for x in (one.least, one.most, one.allowed, one.required)), one.kept)
+    bounds = spread(make_bounds(2, [2, 2], [True, True, True, False], [False] * 4), rows)
     logits = torch.tensor([1.0, 0.5, 0.0, 3.0]).expand(rows, 2, 4)
     torch.manual_seed(0)
     state = torch.tensor([[0, -1]]).expand(rows, 2)
@@ -123,7 +134,7 @@ def test_what_replaces_a_draw_follows_the_constrained_softmax():
 
 def test_atoms_that_the_last_call_finds_masked_are_decided_by_it(plain):
     diffusion, n = plain.denoiser.diffusion, 5
-    bounds = make_bounds(2, 2, [True] * 7, [False] * 7)
+    bounds = make_bounds(2, [3, 2, 0, 0, 0], [True] * 7, [False] * 7)
     xt = AtomBatch(torch.ones(1, n, dtype=torch.bool), {"atom_types": torch.tensor([[4, 7, 7, 7, 7]])})
     logits = torch.zeros(1, n, 7)
     logits[0, range(n), [0, 1, 2, 3, 4]] = torch.tensor([1.0, 3.0, 5.0, 2.0, 4.0])  # the third atom is the most certain
@@ -131,7 +142,7 @@ def test_atoms_that_the_last_call_finds_masked_are_decided_by_it(plain):
     wrapped = control.wrap(lambda xt, t, previous=None: xt.replace(atom_types=logits), diffusion)
     prediction = wrapped(xt, torch.ones(1))
     x0 = control.finish(xt.replace(atom_types=prediction.data["atom_types"].argmax(-1)), diffusion)
-    assert x0.atom_types.tolist() == [[4, 2, 2, 2, 4]]  # equal logits: the first that may be
+    assert x0.atom_types.tolist() == [[4, 2, 2, 2, 4]]  # the last atom says what it is; of equal logits the first that may be
 
 
 def test_sizes_and_numbers_of_elements_are_drawn_from_the_training_table(tabled):
@@ -139,12 +150,12 @@ def test_sizes_and_numbers_of_elements_are_drawn_from_the_training_table(tabled)
     request = make_request(info, n, seed=3, controls=specs_from(info))
     spec = spec_of(request)
     assert request.settings()["n_elements"] == "trained"
-    drawn = [(size, spec.bounds(3, i, size)) for i in range(n) if (size := request.size_of(i))]
-    assert all(low == high for _, (low, high) in drawn)
+    drawn = [(size, *spec.bounds(3, i, size)) for i in range(n) if (size := request.size_of(i))]
+    assert all(least == len(caps) for _, least, caps in drawn)
     for size, row in TABLE.items():
-        here = [low for k, (low, _) in drawn if k == size]
-        for count, weight in row.items():
-            assert here.count(count) / len(here) == pytest.approx(weight / sum(row.values()), abs=0.04)
+        here = [caps for k, _, caps in drawn if k == size]
+        for caps, weight in row.items():
+            assert here.count(caps) / len(here) == pytest.approx(weight / sum(row.values()), abs=0.04)
     ranged = make_request(info, n, controls=specs_from(info, n_elements="1-2"))
     sizes = [ranged.size_of(i) for i in range(n)]  # of the crystals of one or two elements 5, 9 and 4 of 18
     assert set(sizes) == {2, 4, 5} and sizes.count(4) / n == pytest.approx(0.5, abs=0.03)
@@ -154,7 +165,7 @@ def test_samples_have_the_number_that_was_drawn_for_them_in_any_batch(crystals):
     samples = crystals.sample(40, seed=5, steps=6)
     spec = spec_of(samples.request)
     for s in samples:
-        assert spec.bounds(5, s.index, len(s.numbers)) == (n_elements(s), n_elements(s))
+        assert spec.bounds(5, s.index, len(s.numbers)) == (n_elements(s), shares(s))
     assert len({n_elements(s) for s in samples}) > 2
     for batch, start in ((1, 0), (7, 20)):
         again = crystals.sample(5, seed=5, steps=6, batch_size=batch, start=start)
@@ -182,12 +193,14 @@ def test_it_holds_beside_other_element_limits(plain, crystals):
             assert set(s.numbers.tolist()) == {3, 8}
 
 
-def test_kept_sites_count(plain):
+def test_kept_sites_count(plain, crystals):
     crystal = Crystal.of([11, 11, 17], np.array([[0, 0, 0], [0.5, 0.5, 0], [0.5, 0, 0.5]]), np.eye(3) * 4.5)
     for s in plain.sample(12, keep=crystal, n_elements=3, size="4-5", steps=4):
         assert s.numbers[:3].tolist() == [11, 11, 17] and n_elements(s) == 3
     for s in plain.sample(12, keep=crystal, n_elements=2, require="Cl", size=5, steps=4):
         assert s.numbers[:3].tolist() == [11, 11, 17] and n_elements(s) == 2
+    for s in crystals.sample(20, keep=crystal, size=4, steps=4):
+        assert s.numbers[:3].tolist() == [11, 11, 17] and shares(s) in TABLE[4]
     with pytest.raises(BadRequest, match="allows 1, and 2 are required or kept: Na, Cl"):
         plain.sample(2, keep=crystal, n_elements=1)
     with pytest.raises(BadRequest, match=r"satisfies .*4 elements at least"):
@@ -281,17 +294,18 @@ def test_more_elements_than_the_largest_crystal_has_atoms(tmp_path):
 def test_the_table_is_counted_from_the_data_and_written_with_the_model(tmp_path, tiny_crystal):
     columns = {"n_atoms": torch.tensor([2, 3, 2], dtype=torch.int32), "atom_types": torch.tensor([1, 8, 82, 82, 82, 3, 3])}
     columns["atom_types"] = columns["atom_types"].to(torch.uint8)
-    assert element_histogram(columns) == {2: {1: 1, 2: 1}, 3: {1: 1}}
+    assert element_histogram(columns) == {2: {(1, 1): 1, (2,): 1}, 3: {(3,): 1}}
     info = model_info(tiny_crystal)
     weights = info.denoiser().state_dict()
     made = export_model(weights, info.config, None, tmp_path / "m", sizes=info.sizes, element_counts=TABLE)
     assert made.element_counts == TABLE and ELEMENT_COUNTS in made.files and info.element_counts is None
-    (tmp_path / "m" / ELEMENT_COUNTS).write_text(json.dumps({"n_elements_by_n_atoms": {"2": 3}}))
-    with pytest.raises(DamagedFile, match=r"altered|truncated"):
-        model_info(tmp_path / "m")
-    write_manifest(tmp_path / "m", "m")
-    with pytest.raises(DamagedFile, match="no table of numbers of elements"):
-        model_info(tmp_path / "m")
+    for wrong in ({"2": 3}, {"3": {"1-1": 5}}, {"2": {"2-0": 5}}, {"2": {"a": 5}}):
+        (tmp_path / "m" / ELEMENT_COUNTS).write_text(json.dumps({"by_n_atoms": wrong}))
+        with pytest.raises(DamagedFile, match=r"altered|truncated"):
+            model_info(tmp_path / "m")
+        write_manifest(tmp_path / "m", "m")
+        with pytest.raises(DamagedFile, match="no table of numbers of elements"):
+            model_info(tmp_path / "m")
 
 
 def test_the_tables_that_ship_agree_with_the_sizes():

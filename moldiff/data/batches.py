@@ -121,13 +121,16 @@ def size_histogram(columns: Mapping[str, Tensor]) -> dict[int, int]:
     return dict(zip(sizes.tolist(), counts.tolist(), strict=True))
 
 
-def element_histogram(columns: Mapping[str, Tensor]) -> dict[int, dict[int, int]]:
-    """How many systems have each number of atoms and of different elements: {atoms: {elements: systems}}."""
+def element_histogram(columns: Mapping[str, Tensor]) -> dict[int, dict[tuple[int, ...], int]]:
+    """How many systems have each number of atoms and numbers of atoms of its elements, the commonest first: ABO3 is (3, 1, 1)."""
     sizes, types = columns["n_atoms"].to(torch.int64), columns["atom_types"].to(torch.int64)
-    present = torch.zeros(len(sizes), 256, dtype=torch.bool)
-    present[torch.arange(len(sizes)).repeat_interleave(sizes), types] = True
-    pairs, counts = torch.stack([sizes, present.sum(1)]).unique(dim=1, return_counts=True)
-    rows: dict[int, dict[int, int]] = {}
-    for n, k, count in zip(*pairs.tolist(), counts.tolist(), strict=True):
-        rows.setdefault(n, {})[k] = count
+    table = torch.zeros(len(sizes), 256, dtype=torch.int16)
+    systems = torch.arange(len(sizes)).repeat_interleave(sizes)
+    table.index_put_((systems, types), torch.ones(len(types), dtype=torch.int16), accumulate=True)
+    ranked = table.sort(dim=1, descending=True).values
+    rows: dict[int, dict[tuple[int, ...], int]] = {}
+    for n, row in zip(sizes.tolist(), ranked.tolist(), strict=True):
+        shares = tuple(row[: row.index(0)])
+        here = rows.setdefault(n, {})
+        here[shares] = here.get(shares, 0) + 1
     return rows

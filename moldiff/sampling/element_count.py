@@ -1,7 +1,8 @@
-"""A hard number of different classes in a system: which atom has which is still the model's, how many there are is not.
+"""A hard number of different classes in a system, and of atoms of each: which these are is the model's, how many is not.
 
 Atoms leave the mask of an absorbing process one by one. When as many classes have been set as there may be, the others are out
-of reach of the atoms that are still masked; when no more atoms are masked than classes are missing, each has to bring a new one.
+of reach of the atoms that are still masked; when no more atoms are masked than classes are missing, each has to bring a new one;
+and a class that has as many atoms as it may is full.
 Atoms that leave the mask in the same step are decided one after another, the most certain first.
 """
 
@@ -22,12 +23,13 @@ from moldiff.sampling.control import Control, Step
 
 @dataclass(frozen=True)
 class Bounds:
-    """What S systems may hold of C classes: at least ``least`` and at most ``most`` different ones (int64 [S]), none but the
-    ``allowed`` and all of the ``required`` (bool [S, C]); ``kept`` (int64 [K]) are the classes of the first K atoms, which stay.
+    """What S systems may hold of C classes: at least ``least`` (int64 [S]) different ones, the commonest on no more atoms than
+    ``caps`` [S, N] has first, the next on no more than its second, and so on (0: no such class); none but the ``allowed`` and all
+    of the ``required`` (bool [S, C]); ``kept`` (int64 [K]) are the classes of the first K atoms, which stay.
     """
 
     least: Tensor
-    most: Tensor
+    caps: Tensor
     allowed: Tensor
     required: Tensor
     kept: Tensor
@@ -43,17 +45,21 @@ class Bounds:
         """Which classes the next undecided atom may have, bool [S, C], so that the rest can still meet the bounds."""
         n_classes = self.allowed.shape[-1]
         classes = torch.arange(n_classes, device=state.device)
-        used = (state[..., None] == classes).any(1)
+        counts = (state[..., None] == classes).sum(1)
+        used = counts > 0
         undecided = ((state < 0) & mask).sum(-1)
         missing = self.required & ~used
         n_used, n_missing = used.sum(-1), missing.sum(-1)
-        room = self.most - n_used
+        room = (self.caps > 0).sum(-1) - n_used
         needed = torch.maximum(self.least - n_used, n_missing)
         new = self.allowed & ~used
         new = torch.where((room <= n_missing)[:, None], missing, new)  # what room is left is for those that must occur
         only_new = undecided <= needed
         new = torch.where((only_new & (undecided <= n_missing))[:, None], missing, new)
-        return torch.where(only_new[:, None], new, new | (self.allowed & used))
+        found = torch.where(only_new[:, None], new, new | (self.allowed & used))
+        # with one atom more a class goes to the front of those that have as many as it has now
+        rank = (counts[:, None, :] > counts[:, :, None]).sum(-1)
+        return found & (counts < torch.nn.functional.pad(self.caps, (0, 1)).gather(-1, rank))
 
     def decide(
         self, state: Tensor, mask: Tensor, which: Tensor, proposed: Tensor, logits: Tensor, u: Tensor | None = None
@@ -82,7 +88,7 @@ class Bounds:
 
 
 class ElementCount(Control):
-    """Hold the number of different classes of an absorbing field (default the elements) within ``bounds``, all the way down."""
+    """Hold the numbers of different classes of an absorbing field (default the elements) within ``bounds``, all the way down."""
 
     def __init__(self, bounds: Bounds, name: str = "atom_types") -> None:
         self.bounds, self.name = bounds, name
