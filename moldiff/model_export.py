@@ -155,6 +155,7 @@ def export_run(
 
         print("learning the symmetries of compositions", flush=True)
         templates = learn_templates(columns, symmetries_of(columns, store.folder))
+        given["symmetries"] = f"{len(templates):,} learnt for compositions (--symmetry)"
     weights, sizes = {**state["weights"], **state["ema"]}, size_histogram(columns)
     counts = element_histogram(columns) if makes_elements(config) else None
     return export_model(

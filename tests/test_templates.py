@@ -14,7 +14,7 @@ from test_symmetry_groups import CRYSTAL_FIELDS, cell, perovskite, rutile, wurtz
 from moldiff.assemble import build_denoiser
 from moldiff.chem.symmetry import space_group
 from moldiff.cli import main
-from moldiff.data.store import pack
+from moldiff.data.store import pack, write_store
 from moldiff.data.symmetries import symmetries_of
 from moldiff.errors import BadRequest, DamagedFile
 from moldiff.evaluation.crystals.templates import Templates, orders_of, spread
@@ -160,3 +160,20 @@ def test_the_command_writes_the_symmetry(model, tmp_path):
             main(["generate", "--model", str(model), *asked])
         text = (out / "samples.csv").read_text()
         assert ended.value.code == 0 and "symmetry" in text.splitlines()[0] and text.count(",225:") == 2
+
+
+def test_training_with_symmetry_ships_what_it_learnt(tmp_path):
+    crystals = [cell(bulk(name, "rocksalt", a=a)) for name, a in (("NaCl", 5.64), ("NaF", 4.62), ("LiCl", 5.1), ("LiF", 4.03))]
+    fields = [{"atom_types": c.numbers, "frac_coords": c.frac_coords, "lattice": c.lattice} for c in crystals]
+    data = write_store(tmp_path / "salts", {"train": pack(fields), "val": pack(fields)}, {"name": "salts", "kind": "crystal"})
+    config = crystal_config(
+        name="salts", fields=CRYSTAL_FIELDS, vocabulary={"atom_types": [3, 9, 11, 17]}, data={"name": str(data)},
+        training={"batch_size": 4, "max_steps": 2, "given_symmetry": 0.5, "sample_minutes": None}, max_atoms=4,
+    )  # fmt: skip
+    (tmp_path / "salts.yaml").write_text(config.to_yaml())
+    with pytest.raises(SystemExit) as ended:
+        main(["train", str(tmp_path / "salts.yaml"), "--out", str(tmp_path / "run")])
+    assert ended.value.code == 0 and list(data.glob("symmetries-*.safetensors"))
+    made = Generator.from_pretrained(tmp_path / "run" / "model", device="cpu")
+    assert made.info.has_templates and "1 learnt for compositions" in made.info.card
+    assert space_group(made.sample(1, formula="NaF")[0].to_crystal(), 1e-3).number == 225
