@@ -65,6 +65,8 @@ class Spec(ABC):
     returns: tuple[float, float, int] | None = None
     #: How often a sample that ``refuses`` gives a reason for is drawn anew; after that it has failed for this reason.
     redraws: int = 0
+    #: Whether one that is refused to the last has failed; else it comes back as it is.
+    insists: bool = True
     #: Whether positions may settle after the way down (see ``sampling.settle``), which this then does not see.
     settles: bool = False
 

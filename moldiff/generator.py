@@ -250,7 +250,7 @@ class Generator:
                     notice(sentence)
                 else:
                     warnings.warn(sentence, stacklevel=3)
-        return [replace(results[i], problem=results[i].problem or request.refuses(results[i])) for i in indices]
+        return [replace(results[i], problem=results[i].problem or request.refuses(results[i], last=True)) for i in indices]
 
     def settler(self) -> NetworkDenoiser:
         """The network that settles positions: the model's own, or that of the model which its ``settle_with`` names.

@@ -93,11 +93,12 @@ class Request:
         rows = max((spec.rows_each for spec in self.controls), default=1)
         return rows * (self.steps + sum(spec.calls_beside for spec in self.controls))
 
-    def refuses(self, sample: Sample) -> str:
-        """Why a control does not want this sample, or an empty string."""
+    def refuses(self, sample: Sample, last: bool = False) -> str:
+        """Why a control does not want this sample, or an empty string; at the ``last`` only those that insist are asked."""
         if sample.problem:
             return ""
-        return next((reason for spec in self.controls if (reason := spec.refuses(sample))), "")
+        asked = [spec for spec in self.controls if spec.insists or not last]
+        return next((reason for spec in asked if (reason := spec.refuses(sample))), "")
 
     def settings(self) -> dict[str, Any]:
         """Plain values for run.yaml: the same settings mean the same samples."""

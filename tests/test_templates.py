@@ -12,14 +12,17 @@ from conftest import crystal_config
 from test_symmetry_groups import CRYSTAL_FIELDS, cell, perovskite, rutile, wurtzite
 
 from moldiff.assemble import build_denoiser
+from moldiff.chem.crystals import Crystal, closeness
 from moldiff.chem.symmetry import space_group
 from moldiff.cli import main
+from moldiff.composition import compositions_from
 from moldiff.data.store import pack, write_store
 from moldiff.data.symmetries import symmetries_of
 from moldiff.errors import BadRequest, DamagedFile
 from moldiff.evaluation.crystals.templates import Templates, orders_of, spread
 from moldiff.generator import Generator
 from moldiff.model_export import export_model
+from moldiff.symmetry import CLOSE, WithSymmetry
 from moldiff.training.templates import learn_templates
 
 #: Rock salt of alkali halides, caesium chloride of the heavy ones, wurtzite, perovskite and rutile.
@@ -129,6 +132,23 @@ def test_samples_do_not_depend_on_the_batch_or_on_candidates_order(generator):
     assert [s.info["symmetry"] for s in chosen] == [s.info["symmetry"] for s in whole[:4]] and "doubt" in chosen[0].info
     for s in chosen:
         assert space_group(s.to_crystal(), 1e-3).number == int(s.info["symmetry"].split(":")[0])
+
+
+def test_samples_whose_atoms_meet_are_drawn_anew_and_others_stay(generator):
+    asked = {"compositions": [("CaTiO3", 1), ("NaO", 2), ("PbO2", 2)], "seed": 2}
+    rows = compositions_from(compositions=asked["compositions"])
+    info = generator.info
+    none, some = (
+        generator.sample(6, **asked, symmetry="none", controls=[WithSymmetry(rows, info.templates(), "", redraws=n)])
+        for n in (0, 4)
+    )
+    close = [closeness(s.to_crystal()) < CLOSE for s in none]
+    assert sum(close) > 0 and sum(closeness(s.to_crystal()) < CLOSE for s in some) < sum(close)
+    for a, b, was in zip(none, some, close, strict=True):
+        assert np.array_equal(a.fields["frac_coords"], b.fields["frac_coords"]) == (not was) and a.info == b.info
+        assert not b.problem, "one that stays close comes back all the same"
+    assert min(closeness(c) for c in (wurtzite(), rutile(), perovskite())) > CLOSE
+    assert closeness(Crystal(np.array([11, 17]), np.array([[0, 0, 0], [0.001, 0, 0]]), np.eye(3) * 5)) < 0.01
 
 
 def test_a_space_group_that_is_asked(generator):

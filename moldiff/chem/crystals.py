@@ -156,6 +156,22 @@ def min_distance(frac_coords: ArrayLike, lattice: ArrayLike) -> float:
     return best
 
 
+def closeness(crystal: Crystal) -> float:
+    """Return the least distance between atoms, their images among them, over the sum of their covalent radii (Cordero et al.
+    2008, as in ASE). Images up to one cell away are looked at, as is right for reduced cells."""
+    from ase.data import covalent_radii
+
+    offset = crystal.frac_coords[:, None] - crystal.frac_coords[None]
+    offset -= np.round(offset)
+    steps = np.arange(-1, 2)
+    images = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3)
+    away = np.linalg.norm((offset[:, :, None] + images) @ crystal.lattice, axis=-1)
+    n = len(crystal)
+    away[np.arange(n), np.arange(n), len(images) // 2] = np.inf
+    radii = np.array([covalent_radii[z] if z < len(covalent_radii) else 1.5 for z in crystal.numbers.tolist()])
+    return float((away.min(-1) / (radii[:, None] + radii)).min())
+
+
 def niggli(crystal: Crystal) -> Crystal:
     """Return the same crystal in its Niggli cell.
 
