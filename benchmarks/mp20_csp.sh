@@ -16,7 +16,7 @@ if [ "$candidates" = prototypes ]; then
     out="$runs/mp20_csp_${source}_$k"
     moldiff generate --model mp20-csp --compositions "$runs/compositions_$n.csv" -n "$k" --seed 0 --prototypes "$source" \
       $([ "$source" = none ] && echo --candidates 1 --symmetry none) --no-clusters --out "$out"
-    moldiff evaluate "$out/samples.extxyz" --names "mp20-csp, prototypes: $source" --truth "mp20:val:$n" \
+    moldiff evaluate "$out/samples.extxyz" --names "mp20-csp with prototypes $source" --truth "mp20:val:$n" \
       --out "benchmarks/results/mp20_csp_prototypes_${source}_$k"
   done
   exit
@@ -36,6 +36,6 @@ for run in 2000:1:learned 200:20:learned 500:1:none; do
   out="$runs/mp20_csp_${symmetry}_$k"
   moldiff generate --model mp20-csp --compositions "$runs/compositions_$n.csv" -n "$k" --seed 0 --prototypes none --candidates 1 \
     --symmetry "$symmetry" --no-clusters --out "$out"
-  moldiff evaluate "$out/samples.extxyz" --names "mp20-csp, symmetry: $symmetry" --truth "mp20:val:$n" \
+  moldiff evaluate "$out/samples.extxyz" --names "mp20-csp with symmetry $symmetry" --truth "mp20:val:$n" \
     --out "benchmarks/results/mp20_csp_${symmetry}_$k"
 done
