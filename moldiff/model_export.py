@@ -269,7 +269,7 @@ def card_text(
 
     elements = named_elements(config.vocabulary["atom_types"])
     told = "atom_types" in config.given
-    option, argument = (" --formula NaCl --z 4", ', formula="NaCl", z=4') if told else ("", "")
+    option, argument = (" --formula TiO2 --z 2", ', formula="TiO2", z=2') if told else ("", "")
     if config.needs_graph:
         option, argument = " --smiles CCO", ', smiles="CCO"'
     if config.targets:

@@ -84,11 +84,21 @@ class WithSymmetry(Spec):
                 raise BadRequest(f"{info.name} knows no structure of {row} in the space group {asked} ({has})")
 
     def cautions(self, info: ModelInfo) -> list[str]:
+        said = []
+        larger = [(row, self.templates.smaller(row.numbers)) for row in self.compositions.rows]
+        larger = [(row, cells) for row, cells in larger if cells > 1]
+        if larger:
+            row, cells = larger[0]
+            more = f" ({len(larger) - 1:,} more compositions are like that)" if len(larger) > 1 else ""
+            said.append(
+                f"{row} is likelier with z = {row.z / cells:g}: z counts the formula units of the primitive cell, and such "
+                f"structures are not found in a multiple of it{more}"
+            )
         without = [row for i, row in enumerate(self.compositions.rows) if not self.choice(i).ranked]
         if not without:
-            return []
+            return said
         what = f"{without[0]}" if len(without) == 1 else f"{len(without):,} compositions ({without[0]} the first)"
-        return [f"{info.name} knows no symmetry for {what}: drawn without one"]
+        return [*said, f"{info.name} knows no symmetry for {what}: drawn without one"]
 
     def check_beside(self, others: Sequence[Spec]) -> None:
         for other in others:

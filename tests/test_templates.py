@@ -78,6 +78,12 @@ def test_near_elements_have_the_same_template(templates):
     assert templates.ranking([11, 17, 17]) == []
 
 
+def test_a_multiple_of_a_primitive_cell_is_noticed(templates):
+    assert templates.smaller([11, 17]) == 1 and templates.smaller([22, 22, 8, 8, 8, 8]) == 1
+    assert templates.smaller([11, 11, 17, 17]) == 2, "salts are learnt with one formula unit, zinc oxide alone with two"
+    assert templates.smaller([30, 30, 8, 8]) == 1 and templates.smaller([11] * 3 + [17] * 3) == 1, "of three units none is known"
+
+
 def test_a_template_stands_for_atoms_in_any_order(templates):
     _, template, slots = templates.ranking([20, 22, 8, 8, 8])[0]
     for numbers in ([20, 22, 8, 8, 8], [8, 22, 8, 20, 8]):
