@@ -19,7 +19,7 @@ from moldiff.core.rng import stream_seed
 from moldiff.errors import BadRequest
 from moldiff.keep_crystal import KeepCrystal
 from moldiff.model_store import ELEMENT_COUNTS, ModelInfo
-from moldiff.request import whole_number
+from moldiff.request import whole_range
 
 if TYPE_CHECKING:
     from moldiff.sampling.control import Control
@@ -189,13 +189,7 @@ def _unable(info: ModelInfo) -> str:
 
 def _parsed(asked: Any) -> tuple[int, int]:
     wrong = BadRequest(f"n_elements must be a number, a range such as 2-4, {TRAINED} or {ANY}, found {asked!r}")
-    try:
-        parts = asked.split("-") if isinstance(asked, str) else asked if isinstance(asked, tuple) else (asked,)
-        numbers = [whole_number("n_elements", int(p) if isinstance(p, str) else p) for p in parts]
-    except (ValueError, TypeError, BadRequest):
-        raise wrong from None
-    if len(numbers) not in (1, 2) or numbers[-1] < numbers[0]:
-        raise wrong
-    if numbers[0] < 1:
-        raise BadRequest(f"a crystal has at least 1 element, and n_elements asks for {numbers[0]}")
-    return numbers[0], numbers[-1]
+    least, most = whole_range(asked, wrong)
+    if least < 1:
+        raise BadRequest(f"a crystal has at least 1 element, and n_elements asks for {least}")
+    return least, most

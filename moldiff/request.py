@@ -255,12 +255,20 @@ def admitted_sizes(info: ModelInfo, size: int | str | tuple[int, int] | None) ->
 def parse_size(size: int | str | tuple[int, int]) -> tuple[int, int]:
     """Read ``18``, ``"18"``, ``"9-20"`` or ``(9, 20)`` as least and most; raises ``BadRequest`` for anything else."""
     wrong = BadRequest(f"size must be a number of atoms or a range such as 9-20, found {size!r}")
+    least, most = whole_range(size, wrong)
+    if least < 1:
+        raise wrong
+    return least, most
+
+
+def whole_range(value: Any, wrong: BadRequest) -> tuple[int, int]:
+    """Read a whole number or a range of them as its ends; raises ``wrong`` for anything else and for ends out of order."""
     try:
-        parts = size.split("-") if isinstance(size, str) else size if isinstance(size, tuple) else (size,)
-        numbers = [whole_number("size", int(p) if isinstance(p, str) else p) for p in parts]
+        parts = value.split("-") if isinstance(value, str) else value if isinstance(value, tuple) else (value,)
+        numbers = [whole_number("", int(p) if isinstance(p, str) else p) for p in parts]
     except (ValueError, TypeError, BadRequest):
         raise wrong from None
-    if len(numbers) not in (1, 2) or numbers[0] < 1 or numbers[-1] < numbers[0]:
+    if len(numbers) not in (1, 2) or numbers[-1] < numbers[0]:
         raise wrong
     return numbers[0], numbers[-1]
 

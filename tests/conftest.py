@@ -125,3 +125,20 @@ def random_model(config: Config, folder: Path) -> Path:
     torch.manual_seed(0)
     export_model(build_denoiser(config).state_dict(), config, None, folder, sizes={2: 5, 4: 10, 5: 8, 8: 3})
     return folder
+
+
+@pytest.fixture
+def spoil_types(monkeypatch: pytest.MonkeyPatch):
+    """A function that makes a generator's network say NaN of all types."""
+
+    def spoil(generator) -> None:
+        network = generator.denoiser.network
+        whole = network.forward
+
+        def spoilt(*arguments):
+            raw = whole(*arguments)
+            return raw.replace(atom_types=torch.full_like(raw.data["atom_types"], float("nan")))
+
+        monkeypatch.setattr(network, "forward", spoilt)
+
+    return spoil

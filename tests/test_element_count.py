@@ -212,15 +212,8 @@ def test_particles_of_a_sample_have_its_number(crystals):
     assert [n_elements(s) for s in samples] == [2] * 4
 
 
-def test_a_spoilt_prediction_changes_nothing_about_it(crystals, monkeypatch):
-    network = crystals.denoiser.network
-    whole = network.forward
-
-    def spoilt(*arguments):
-        raw = whole(*arguments)
-        return raw.replace(atom_types=torch.full_like(raw.data["atom_types"], float("nan")))
-
-    monkeypatch.setattr(network, "forward", spoilt)
+def test_a_spoilt_prediction_changes_nothing_about_it(crystals, spoil_types):
+    spoil_types(crystals)
     assert all(n_elements(s) == 2 for s in crystals.sample(10, n_elements=2, exclude="Pb"))
 
 
