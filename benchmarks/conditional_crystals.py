@@ -78,6 +78,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=200)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--guidance", default="1,2")
+    parser.add_argument("--n-elements", default="any", help="as moldiff generate's; results so far leave it to the network")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
@@ -89,7 +90,8 @@ def main() -> None:
         results[name] = beside(store, name, rows, args.seed)
         for text in args.guidance.split(","):
             began = time.monotonic()
-            samples = generator.sample(args.n, seed=args.seed, conditions=rows, guidance=float(text), steps=args.steps)
+            numbers = {"n_elements": args.n_elements}
+            samples = generator.sample(args.n, seed=args.seed, conditions=rows, guidance=float(text), steps=args.steps, **numbers)
             found = {"seconds": round(time.monotonic() - began), **judged(samples, name, rows)}
             results[name][f"guidance {text}"] = found
             print(name, text, found, flush=True)
