@@ -52,6 +52,9 @@ def generate(
     elements: Annotated[str | None, typer.Option(help="Only these: Li,Fe,O.")] = None,
     exclude: Annotated[str | None, typer.Option(help="None of these elements.")] = None,
     require: Annotated[str | None, typer.Option(help="At least one atom of each of these elements.")] = None,
+    valences: Annotated[
+        str | None, typer.Option(help="Molecules: held (closed shells, right valences) or free.", show_default="the model's")
+    ] = None,
     n_elements: Annotated[
         str | None, typer.Option(help="Crystals: so many different ones, N or MIN-MAX; or any.", show_default="as trained")
     ] = None,
@@ -102,7 +105,7 @@ def generate(
     options = key_values(option or [], "--option")
     controls = specs_from(
         info, formula=formula, z=z, compositions=compositions, elements=elements, exclude=exclude, require=require,
-        n_elements=n_elements,
+        n_elements=n_elements, valences=valences,
         keep=keep, keep_atoms=keep_atoms, keep_elements=keep_elements, keep_cell=keep_cell, keep_smarts=keep_smarts, grow=grow,
         resamplings=resamplings, like=like, strength=strength, smiles=smiles, positions=positions, conditions=condition,
         guidance=guidance, guidance_function=guidance_function, guidance_scale=guidance_scale, reward=reward, target=target,

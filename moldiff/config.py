@@ -108,6 +108,7 @@ class SamplingConfig(_Strict):
     candidates: int = Field(1, ge=1, le=64)  # crystals of a composition drawn for every sample; the best ranked is it
     prototypes: str | None = None  # where predictions of a composition begin: aflow, or a prepared data set
     judge: str | None = None  # the regressor, by name or folder, that chooses among candidates of molecules
+    valences: str = Field("free", pattern="^(held|free)$")  # of molecules: whether sums of bond orders are kept right
     settle: float = Field(0.0, ge=0, le=0.5)  # share of the calls that settle positions at the end, from 50 calls on
     conformers: str = Field("embedding", pattern="^(embedding|noise)$")  # where the way to conformers of a SMILES begins
     n_elements: str = Field("trained", pattern="^(trained|any)$")  # of de novo crystals, where the model has a table of them

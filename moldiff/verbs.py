@@ -29,6 +29,7 @@ class Verbs(TypedDict, total=False):
     exclude: str | Sequence[str] | None  # none of these
     require: str | Sequence[str] | None  # at least one atom of each
     n_elements: int | str | tuple[int, int] | None  # crystals: so many different ones, or 2-4; "trained", "any"
+    valences: str | None  # molecules: "held" (closed shells, the last graph read under valence rules), or "free"
     keep: str | Path | Fragment | Any  # this structure, or a part of it, comes back exactly in every sample
     keep_atoms: str | Sequence[int] | None  # these of its atoms, counted from 0
     keep_elements: str | Sequence[str] | None  # crystals: the sites of these elements
@@ -73,6 +74,7 @@ def specs_from(info: ModelInfo, **verbs: Unpack[Verbs]) -> tuple[Spec, ...]:
     from moldiff.steer.conditions import conditions_from
     from moldiff.steer.gradient import guide_from
     from moldiff.steer.reward import reward_from
+    from moldiff.valences import valences_from
 
     conditions = conditions_from(verbs.get("conditions"), verbs.get("guidance"))
     compositions = compositions_from(verbs.get("formula"), verbs.get("z"), verbs.get("compositions"))
@@ -99,6 +101,7 @@ def specs_from(info: ModelInfo, **verbs: Unpack[Verbs]) -> tuple[Spec, ...]:
         # after what is kept, whose atoms it counts
         elements_from(verbs.get("elements"), verbs.get("exclude"), verbs.get("require")),
         element_count_from(verbs.get("n_elements"), info),  # after those, whose draws it corrects
+        valences_from(verbs.get("valences"), info),  # after all that say which elements and bonds there may be
         reward_from(
             verbs.get("reward"), verbs.get("target"), verbs.get("particles"), verbs.get("reward_strength"),
             verbs.get("reward_options"), info,

@@ -82,6 +82,10 @@ class Counted(Control):
         certain = torch.nn.functional.one_hot(clean, n_classes).to(torch.float32) * -NEVER
         return after.replace(**{self.name: process.step(before, certain, now.t, now.s, now.rng)})
 
+    def read(self, prediction: AtomBatch, x0: AtomBatch, diffusion: Diffusion) -> AtomBatch:
+        """The classes within their bounds before others read on; ``finish`` then finds nothing to change."""
+        return self.finish(x0, diffusion)
+
     def finish(self, x0: AtomBatch, diffusion: Diffusion) -> AtomBatch:
         value = x0.data[self.name]
         if self.denoiser is None or self.denoiser.last is None:

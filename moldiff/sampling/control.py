@@ -56,6 +56,10 @@ class Control:
         """
         return after
 
+    def read(self, prediction: AtomBatch, x0: AtomBatch, diffusion: Diffusion) -> AtomBatch:
+        """The clean encoded systems that the last prediction stands for, given what each entry of it says by itself (``x0``)."""
+        return x0
+
     def finish(self, x0: AtomBatch, diffusion: Diffusion) -> AtomBatch:
         """The clean encoded systems, given those that the loop made."""
         return x0
@@ -97,6 +101,11 @@ class Controls(Control):
         for part in self.parts:
             after = part.step(now, after)
         return after
+
+    def read(self, prediction: AtomBatch, x0: AtomBatch, diffusion: Diffusion) -> AtomBatch:
+        for part in self.parts:
+            x0 = part.read(prediction, x0, diffusion)
+        return x0
 
     def finish(self, x0: AtomBatch, diffusion: Diffusion) -> AtomBatch:
         for part in self.parts:

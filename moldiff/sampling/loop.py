@@ -102,4 +102,5 @@ def sample(
             xt = control.step(Step(model, sampler, diffusion, xt, t, s, rng), moved)
         if on_step is not None:
             on_step(k + 1, len(times) - 1)
-    return control.finish(diffusion.finish(model(xt, times[-1] * ones), xt), diffusion)
+    last = model(xt, times[-1] * ones)
+    return control.finish(control.read(last, diffusion.finish(last, xt), diffusion), diffusion)
