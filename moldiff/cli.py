@@ -55,6 +55,9 @@ def generate(
     valences: Annotated[
         str | None, typer.Option(help="Molecules: held (closed shells, right valences) or free.", show_default="the model's")
     ] = None,
+    redraws: Annotated[
+        int | None, typer.Option(help="Crystals: draws anew of one whose atoms meet, at most.", show_default="the model's")
+    ] = None,
     n_elements: Annotated[
         str | None, typer.Option(help="Crystals: so many different ones, N or MIN-MAX; or any.", show_default="as trained")
     ] = None,
@@ -105,7 +108,7 @@ def generate(
     options = key_values(option or [], "--option")
     controls = specs_from(
         info, formula=formula, z=z, compositions=compositions, elements=elements, exclude=exclude, require=require,
-        n_elements=n_elements, valences=valences,
+        n_elements=n_elements, valences=valences, redraws=redraws,
         keep=keep, keep_atoms=keep_atoms, keep_elements=keep_elements, keep_cell=keep_cell, keep_smarts=keep_smarts, grow=grow,
         resamplings=resamplings, like=like, strength=strength, smiles=smiles, positions=positions, conditions=condition,
         guidance=guidance, guidance_function=guidance_function, guidance_scale=guidance_scale, reward=reward, target=target,

@@ -111,6 +111,7 @@ class SamplingConfig(_Strict):
     valences: str = Field("free", pattern="^(held|free)$")  # of molecules: whether sums of bond orders are kept right
     settle: float = Field(0.0, ge=0, le=0.5)  # share of the calls that settle positions at the end, from 50 calls on
     conformers: str = Field("embedding", pattern="^(embedding|noise)$")  # where the way to conformers of a SMILES begins
+    redraws: int = Field(0, ge=0, le=20)  # times, at most, that a crystal whose atoms meet is drawn anew
     n_elements: str = Field("trained", pattern="^(trained|any)$")  # of de novo crystals, where the model has a table of them
     settle_with: str | None = None  # the model, by name or folder, whose network settles them; None for its own
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from moldiff.chem.crystals import closeness
+from moldiff.apart import too_close
 from moldiff.composition import TYPES, Composition, Compositions
 from moldiff.control import Place, Spec
 from moldiff.errors import BadRequest
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 LEARNED, NONE = "learned", "none"
 #: Symmetries of a composition that samples are spread over, at most; the others are too unlikely to be ever drawn.
 MOST = 200
-#: Least distance over the sum of the covalent radii; of 3,000 crystals of MP-20 none has less than 0.653.
-CLOSE = 0.65
 #: Verbs that fix atoms, cells or where the way begins, each of which contradicts a symmetry of the whole.
 _OTHERS = ("keep", "keep_cell", "like", "prototypes", "positions")
 
@@ -113,8 +111,7 @@ class WithSymmetry(Spec):
         return self.known[row]
 
     def refuses(self, sample: Sample) -> str:
-        made = sample.to_crystal()
-        return "atoms are too close" if made is not None and closeness(made) < CLOSE else ""
+        return too_close(sample)
 
     def control(self, place: Place) -> Control:
         import torch

@@ -40,6 +40,7 @@ class Verbs(TypedDict, total=False):
     like: Any  # vary these molecules: a file, molecules, atoms, samples
     strength: float | None  # the time to noise them, or prototypes, to
     prototypes: Any  # crystals: begin at known ones, of a prepared data set or of "aflow", elements swapped; "none" at noise
+    redraws: int | None  # crystals: those whose atoms meet are drawn anew, so many times at most
     symmetry: Any  # crystals of a composition: "learned" (as the model finds likeliest), "none", or space groups
     smiles: str | None  # conformers of this molecule
     positions: Any  # types, charges and bonds for these positions
@@ -67,6 +68,7 @@ def specs_from(info: ModelInfo, **verbs: Unpack[Verbs]) -> tuple[Spec, ...]:
     for name in verbs:
         if name not in Verbs.__annotations__:
             raise unknown("option", name, Verbs.__annotations__)
+    from moldiff.apart import apart_from
     from moldiff.composition import compositions_from, elements_from
     from moldiff.element_count import element_count_from
     from moldiff.given import graph_from, like_from, positions_from
@@ -101,6 +103,7 @@ def specs_from(info: ModelInfo, **verbs: Unpack[Verbs]) -> tuple[Spec, ...]:
         # after what is kept, whose atoms it counts
         elements_from(verbs.get("elements"), verbs.get("exclude"), verbs.get("require")),
         element_count_from(verbs.get("n_elements"), info),  # after those, whose draws it corrects
+        apart_from(verbs.get("redraws"), info),
         valences_from(verbs.get("valences"), info),  # after all that say which elements and bonds there may be
         reward_from(
             verbs.get("reward"), verbs.get("target"), verbs.get("particles"), verbs.get("reward_strength"),

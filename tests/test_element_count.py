@@ -14,6 +14,7 @@ from conftest import crystal_config, random_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moldiff.apart import too_close
 from moldiff.chem.crystals import Crystal
 from moldiff.core.batch import AtomBatch
 from moldiff.data.batches import element_histogram
@@ -306,3 +307,25 @@ def test_the_tables_that_ship_agree_with_the_sizes():
     assert {"mp20", "mp20-cond"} <= set(found)
     for info in found.values():
         assert {n: sum(row.values()) for n, row in info.element_counts.items()} == info.sizes
+
+
+def test_crystals_whose_atoms_meet_are_drawn_anew(crystals, plain):
+    """Random weights put atoms anywhere; the indices of those that are well stay what they were."""
+    once, again = (crystals.sample(24, seed=2, redraws=n) for n in (0, 3))
+    met = [bool(too_close(s)) for s in once]
+    assert any(met) and sum(bool(too_close(s)) for s in again) < sum(met)
+    assert all(not s.problem for s in again)  # the last draw stands
+    for a, b, bad in zip(once, again, met, strict=True):
+        assert bad or np.array_equal(a.fields["frac_coords"], b.fields["frac_coords"])
+    assert "redraws" not in plain.request(1).settings() and plain.request(1, redraws=2).settings()["redraws"] == 2
+
+
+@pytest.mark.parametrize(("wanted", "words"), [(-1, "0 to 20"), (21, "0 to 20"), ("many", "whole number")])
+def test_redraws_that_make_no_sense_are_refused(plain, wanted, words):
+    with pytest.raises(BadRequest, match=words):
+        plain.request(1, redraws=wanted)
+
+
+def test_redraws_are_for_crystals(tiny_model):
+    with pytest.raises(BadRequest, match="crystals"):
+        Generator.from_pretrained(tiny_model, device="cpu").request(1, redraws=1)

@@ -11,6 +11,7 @@ from ase.build import bulk
 from conftest import crystal_config
 from test_symmetry_groups import CRYSTAL_FIELDS, cell, perovskite, rutile, wurtzite
 
+from moldiff.apart import CLOSE
 from moldiff.assemble import build_denoiser
 from moldiff.chem.crystals import Crystal, closeness
 from moldiff.chem.symmetry import space_group
@@ -22,7 +23,7 @@ from moldiff.errors import BadRequest, DamagedFile
 from moldiff.evaluation.crystals.templates import Templates, orders_of, spread
 from moldiff.generator import Generator
 from moldiff.model_export import export_model
-from moldiff.symmetry import CLOSE, WithSymmetry
+from moldiff.symmetry import WithSymmetry
 from moldiff.training.templates import learn_templates
 
 #: Rock salt of alkali halides, caesium chloride of the heavy ones, wurtzite, perovskite and rutile.
