@@ -15,6 +15,7 @@ from moldiff.diffusion.registry import build_diffusion
 from moldiff.errors import BadRequest
 from moldiff.generator import Generator
 from moldiff.model_store import model_info
+from moldiff.sampling.allowed import as_set
 from moldiff.sampling.closed_shell import draw_even, likeliest_even
 from moldiff.sampling.joint_graph import FAR, Graph, JointGraph
 from moldiff.valences import Valences
@@ -205,3 +206,11 @@ def test_samples_are_even_in_any_company(tiny_model):
     assert any(sum(s.numbers.tolist()) % 2 for s in generator.sample(12, seed=1))  # as random weights do
     alone = generator.sample(1, seed=1, start=7, valences="held")[0]
     assert np.array_equal(alone.positions, held[7].positions) and np.array_equal(alone.bond_types, held[7].bond_types)
+
+
+def test_atoms_that_have_left_the_mask_are_certain():
+    """One hydrogen is set, two atoms are masked: they make the number even, and the set one is never another."""
+    logits = torch.randn(3, 4, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    found = draws(as_set(logits[None], torch.tensor([[0, 4, 4]]))[0], 2000)
+    assert (found[:, 0] == 0).all() and not (ODD[found].sum(1) % 2).any()
+    assert len(found[:, 1].unique()) == 4

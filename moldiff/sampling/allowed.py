@@ -57,7 +57,7 @@ class Counted(Control):
         what is set. That gave more valid crystals than setting them on the way (docs/crystals.md).
         """
         value, n_classes = xt.data[self.name], self.high.shape[-1]
-        if _absorbs(diffusion, self.name) and bool((self.low == self.high).all()):
+        if absorbs(diffusion, self.name) and bool((self.low == self.high).all()):
             equal = torch.zeros(*value.shape, n_classes, device=value.device)
             return xt.replace(**{self.name: assign(equal, self.low, self.high, xt.mask)})
         allowed = (self.high > 0)[:, None].expand(-1, xt.n_max, -1)
@@ -76,8 +76,8 @@ class Counted(Control):
         u = now.rng.uniform(before, self.name, (n_classes,)).double().clamp(1e-12, 1 - 1e-12)
         logits = logits.double() - (-u.log()).log()  # the greatest of these is a draw of the softmax
         process = now.diffusion.processes[self.name]
-        if _absorbs(now.diffusion, self.name):
-            logits = _as_set(logits, before.data[self.name])
+        if absorbs(now.diffusion, self.name):
+            logits = as_set(logits, before.data[self.name])
         clean = assign(logits, self.low, self.high, before.mask)
         certain = torch.nn.functional.one_hot(clean, n_classes).to(torch.float32) * -NEVER
         return after.replace(**{self.name: process.step(before, certain, now.t, now.s, now.rng)})
@@ -158,11 +158,12 @@ def assign(logits: Tensor, low: Tensor, high: Tensor, mask: Tensor, value: Tenso
     return torch.where(mask, value, torch.zeros_like(value))
 
 
-def _absorbs(diffusion: Diffusion, name: str) -> bool:
+def absorbs(diffusion: Diffusion, name: str) -> bool:
+    """Whether a field's classes leave a mask, once and for all."""
     return getattr(diffusion.processes[name], "prior_kind", "") == "absorbing"
 
 
-def _as_set(logits: Tensor, value: Tensor) -> Tensor:
+def as_set(logits: Tensor, value: Tensor) -> Tensor:
     """Logits in which the atoms that an absorbing process has set are certain."""
     n_classes = logits.shape[-1]
     is_set = value < n_classes

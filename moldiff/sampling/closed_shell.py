@@ -14,7 +14,7 @@ from torch import Tensor
 from moldiff.core.batch import AtomBatch
 from moldiff.core.vocabulary import Vocabulary
 from moldiff.diffusion.joint import Diffusion
-from moldiff.sampling.allowed import NEVER
+from moldiff.sampling.allowed import NEVER, absorbs, as_set
 from moldiff.sampling.control import Control, Step
 
 NAME = "atom_types"
@@ -32,7 +32,10 @@ class ClosedShell(Control):
         u = now.rng.uniform(before, NAME, (n_classes + 1,)).double().clamp(1e-12, 1 - 1e-12)
         if now.model.previous is None or NAME not in now.diffusion.categorical:
             return after
-        clean = draw_even(now.model.previous.data[NAME], self.odd.to(u.device), before.mask, u)
+        logits = now.model.previous.data[NAME]
+        if absorbs(now.diffusion, NAME):
+            logits = as_set(logits, before.data[NAME])
+        clean = draw_even(logits, self.odd.to(u.device), before.mask, u)
         certain = torch.nn.functional.one_hot(clean, n_classes).to(torch.float32) * -NEVER
         return after.replace(**{NAME: now.diffusion.processes[NAME].step(before, certain, now.t, now.s, now.rng)})
 
