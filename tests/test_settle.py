@@ -70,8 +70,9 @@ def test_plan_spends_all_calls_and_ends_low(n_calls: int) -> None:
 
 
 def test_default_is_the_models_share(generator: Generator) -> None:
-    assert generator.request(1).settle == 30
-    assert generator.request(1, steps=50).settle == 15
+    assert generator.config.sampling.settle == 0.4
+    assert generator.request(1).settle == 40
+    assert generator.request(1, steps=50).settle == 20
     assert generator.request(1, steps=20).settle == 0
     assert generator.request(1, steps=20, settle=5).settings()["settle"] == 5
 
@@ -96,7 +97,7 @@ def test_kept_parts_do_not_settle(generator: Generator) -> None:
 
 
 def test_conformers_settle(generator: Generator) -> None:
-    assert generator.request(1, smiles="CCO").settle == 30
+    assert generator.request(1, smiles="CCO").settle == 40
 
 
 def test_crystals_have_nothing_to_settle() -> None:
