@@ -79,6 +79,11 @@ def test_the_likeliest_even_classes_are_those_of_a_search():
         assert tuple(likeliest_even(logits[None], ODD, torch.ones(1, 4, dtype=torch.bool))[0].tolist()) == best
 
 
+def test_no_atom_becomes_a_forbidden_class_to_be_even():
+    logits = torch.tensor([[[0.0, -1e9, 1.0, -1e9]] * 3], dtype=torch.float64)  # hydrogen and nitrogen alone, three of them
+    assert likeliest_even(logits, ODD, torch.ones(1, 3, dtype=torch.bool)).tolist() == [[2, 2, 2]]
+
+
 def read(numbers, charges, bond_logits, charge_logits=None, **options):
     """What JointGraph makes of one system whose own reading is the argmax; numbers, charges and orders of what comes out."""
     n = len(numbers)

@@ -72,10 +72,13 @@ def draw_even(logits: Tensor, odd: Tensor, mask: Tensor, u: Tensor) -> Tensor:
 
 
 def likeliest_even(logits: Tensor, odd: Tensor, mask: Tensor) -> Tensor:
-    """The likeliest classes int64 [S, N] of which an even number are of ``odd``: at most one atom is not at its own best."""
+    """The likeliest classes int64 [S, N] of which an even number are of ``odd``: at most one atom is not at its own best.
+
+    Forbidden classes (``NEVER``) are none to change to; where no atom can change, all stay at their best.
+    """
     logits = torch.nan_to_num(logits.double(), nan=0.0)
     best = logits.argmax(-1)
-    other = logits.masked_fill(odd == odd[best][..., None], -torch.inf)
+    other = logits.masked_fill((odd == odd[best][..., None]) | (logits <= NEVER / 2), -torch.inf)
     loss = (logits.amax(-1) - other.amax(-1)).masked_fill(~mask, torch.inf)
     wrong = (odd[best] & mask).sum(-1) % 2 == 1
     atom = loss.argmin(-1)
