@@ -47,6 +47,11 @@ class Sleeping:
                 said = {name: value.index_copy(0, rows, made.data[name]) for name, value in said.items()}
         return AtomBatch(xt.mask, said)
 
+    def reorder(self, index: Tensor) -> None:
+        """Row k from now on is what row ``index[k]`` was."""
+        self.truth, self.begins, self.awake = self.truth[index], self.begins[index], self.awake[index]
+        reorder(self.denoiser, index)
+
     def _asked(self, xt: AtomBatch, t: Tensor, previous: AtomBatch | None, rows: Tensor) -> AtomBatch:
         """What the network says of these rows."""
         part = getattr(self.denoiser, "part", None)

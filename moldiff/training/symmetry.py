@@ -10,8 +10,9 @@ from moldiff.core.periodic import wrap
 from moldiff.core.rng import Streams
 from moldiff.core.symmetry import Group
 from moldiff.data.symmetries import Symmetries
+from moldiff.diffusion.categorical import Categorical
 from moldiff.diffusion.joint import Diffusion
-from moldiff.diffusion.torus import Geodesic
+from moldiff.diffusion.torus import WAY, Geodesic
 from moldiff.errors import BadRequest
 
 
@@ -39,9 +40,20 @@ class SymmetricNoise:
 
 
 def noised(diffusion: Diffusion, x0: AtomBatch, t: Tensor, rng: Streams, group: Group) -> AtomBatch:
-    """x_t of a batch whose coordinates go the ways that it carries, the noise of its cells made symmetric too."""
+    """x_t of a batch whose coordinates go the ways that it carries, the noise of its cells made symmetric too.
+
+    Where a system goes such ways the atoms of an element lose their type together, as a sampler decides on them together.
+    """
     xt = diffusion.noise(x0, t, rng)
-    return xt.replace(lattice=group.cell(xt.lattice)) if "lattice" in diffusion.processes else xt
+    if "lattice" in diffusion.processes:
+        xt = xt.replace(lattice=group.cell(xt.lattice))
+    types = diffusion.processes.get("atom_types")
+    if isinstance(types, Categorical) and types.prior_kind == "absorbing" and WAY in x0:
+        own = x0.atom_types
+        first = (own[:, :, None] == own[:, None, :]).long().argmax(-1)
+        together = ~x0.data[WAY].isnan().any(-1)
+        xt = xt.replace(atom_types=torch.where(together, xt.atom_types.gather(1, first), xt.atom_types))
+    return xt
 
 
 def check_symmetric(diffusion: Diffusion) -> None:
