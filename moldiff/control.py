@@ -69,6 +69,8 @@ class Spec(ABC):
     insists: bool = True
     #: Whether positions may settle after the way down (see ``sampling.settle``), which this then does not see.
     settles: bool = False
+    #: Whether this holds how many elements a crystal has, in the place of the specification that does nothing else.
+    holds_elements: bool = False
 
     @abstractmethod
     def settings(self) -> Any:

@@ -70,15 +70,18 @@ class ElementCount(Spec):
         told = next((other for other in others if TYPES in other.gives), None)
         if told is not None:
             raise BadRequest(f"--n-elements contradicts {told.name}, which says what every atom is")
-        if self.asked[1] < len(self._must):
-            names = ", ".join(chemical_symbols[z] for z in self._must)
-            raise BadRequest(f"--n-elements allows {self.asked[1]}, and {len(self._must)} are required or kept: {names}")
-        left = len(self._allowed)
+        if self.asked[1] < len(self.must):
+            names = ", ".join(chemical_symbols[z] for z in self.must)
+            raise BadRequest(f"--n-elements allows {self.asked[1]}, and {len(self.must)} are required or kept: {names}")
+        left = len(self.allowed)
         if self.asked[0] > left:
             raise BadRequest(f"--n-elements asks for {self.asked[0]} elements, and --elements and --exclude leave {left}")
 
     def beside(self, others: Sequence[Spec]) -> Spec | None:
-        """The same, knowing of elements and sites asked for; none where types are told and no number was asked for."""
+        """The same, knowing of elements and sites asked for; none where types are told and no number was asked for,
+        and where another specification holds the number."""
+        if any(other.holds_elements for other in others):
+            return None
         if self.asked is None and any(TYPES in other.gives for other in others):
             return None
         elements = next((other for other in others if isinstance(other, Elements)), None)
@@ -94,6 +97,11 @@ class ElementCount(Spec):
 
     def wants(self) -> str:
         return self.name if self.asked is None else f"{self.asked[0]} elements at least"
+
+    def within(self, size: int, elements: int) -> bool:
+        """Whether so many elements are within what is asked of a crystal of so many atoms."""
+        least, most = self._range(size)
+        return least <= elements <= most
 
     def bounds(self, seed: int, index: int, size: int) -> tuple[int, tuple[int, ...]]:
         """The least number of elements of one sample, and on how many atoms at most the commonest is, the next, and so on."""
@@ -118,19 +126,20 @@ class ElementCount(Spec):
         caps = torch.tensor([[*caps, *[0] * (place.size - len(caps))] for _, caps in found], device=place.device)
         allowed, required = (
             torch.tensor([z in some for z in classes], device=place.device).expand(rows, -1)
-            for some in (self._allowed, self._must)
+            for some in (self.allowed, self.must)
         )
         kept = [] if self.keep is None else [classes.index(z) for z in self.keep.numbers]
         return Held(Bounds(least, caps, allowed, required, torch.tensor(kept, dtype=torch.int64, device=place.device)))
 
     @cached_property
-    def _must(self) -> tuple[int, ...]:
+    def must(self) -> tuple[int, ...]:
         """Atomic numbers that every sample has: required or kept."""
         required = () if self.elements is None else self.elements.require
         return tuple(sorted({*required, *([] if self.keep is None else self.keep.numbers)}))
 
     @cached_property
-    def _allowed(self) -> list[int]:
+    def allowed(self) -> list[int]:
+        """Atomic numbers that a sample may have."""
         return list(self.known) if self.elements is None else self.elements.allowed(self.known)
 
     def _most(self, size: int) -> int:
@@ -141,8 +150,8 @@ class ElementCount(Spec):
     def _range(self, size: int) -> tuple[int, int]:
         """The least and greatest number within what is asked, by whatever verb."""
         least, most = (1, size) if self.asked is None else self.asked
-        most = min(most, self._most(size), len(self._allowed))
-        return min(max(least, len(self._must)), most), most
+        most = min(most, self._most(size), len(self.allowed))
+        return min(max(least, len(self.must)), most), most
 
     def _row(self, size: int) -> dict[tuple[int, ...], int]:
         """Training crystals of so many atoms, within what is asked, with room for what is kept."""

@@ -17,6 +17,7 @@ from moldiff.core.rng import Streams, stream_seed
 from moldiff.errors import BadRequest
 from moldiff.evaluation.crystals.prototypes import AFLOW, Prototype, Prototypes, Ranking, find_prototypes
 from moldiff.sampling.candidates import DRAWS, LEVELS
+from moldiff.sampling.prototypes import NEVER
 
 if TYPE_CHECKING:
     from moldiff.model_store import ModelInfo
@@ -27,7 +28,6 @@ NOISE = "noise"
 #: What measurement found best (docs/experiments.md): the time to noise prototypes to, how many candidates a sample has, and how
 #: many of these begin from noise. Structures of a data set are best as they are and in their order; AFLOW's need the model.
 OF_DATA, OF_AFLOW = (0.0, 1, 0), (0.25, 6, 2)
-_NEVER = 2.0  # a time after that of the prior: the row does not sleep
 _SALT = -101
 
 
@@ -114,7 +114,7 @@ class FromKnown(Spec):
             left = k < len(found)  # whether the sample is one of the block's prototypes
             void = j < self.block and left == (one is None)
             truths.append(_fields(one, self.compositions.rows[asked].numbers))
-            begins.append(0.0 if void else _NEVER if one is None else self.strength)
+            begins.append(0.0 if void else NEVER if one is None else self.strength)
             labels.append(NOISE if one is None else one.label)
             priors.append(-math.inf if void else 0.0 if one is None else one.prior)
             if j == 0:

@@ -7,10 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from moldiff.apart import too_close
+from moldiff.chem.crystals import Crystal
 from moldiff.composition import TYPES, Composition, Compositions
 from moldiff.control import Place, Spec
 from moldiff.errors import BadRequest
+from moldiff.evaluation.crystals.supported import MOST as COMPARED
+from moldiff.evaluation.crystals.supported import supported
 from moldiff.evaluation.crystals.templates import GivenSymmetry, Templates, spread
 
 if TYPE_CHECKING:
@@ -19,33 +24,73 @@ if TYPE_CHECKING:
     from moldiff.sampling.control import Control
 
 LEARNED, NONE = "learned", "none"
+#: Where a sample says that it began.
+GEOMETRY, NOISE = "geometry", "noise"
+#: Learnt geometries are noised to this time before the network takes over (docs/experiments.md).
+STRENGTH = 0.1
 #: Symmetries of a composition that samples are spread over, at most; the others are too unlikely to be ever drawn.
 MOST = 200
 #: Verbs that fix atoms, cells or where the way begins, each of which contradicts a symmetry of the whole.
-_OTHERS = ("keep", "keep_cell", "like", "prototypes", "positions")
+OTHERS = ("keep", "keep_cell", "like", "prototypes", "positions")
 
 
 class Choice:
-    """The symmetries of one composition, and which of them each of its samples has; several threads may ask."""
+    """The symmetries of one composition, and which of them each of its samples has; several threads may ask.
+
+    ``ranked`` are (chance, template, elements of slots, learnt geometry or None), the likeliest first, but for the first of all:
+    that is the one with the greatest chance to match (``evaluation.crystals.supported``).
+    """
 
     def __init__(self, templates: Templates, row: Composition, groups: Sequence[int]) -> None:
         self._lock, self.templates, self.numbers = threading.Lock(), templates, row.numbers
-        self.ranked = templates.ranking(row.numbers, groups)[:MOST]
-        self._order: list[int] = []
+        found: list[tuple[float, int, tuple[int, ...], int | None]] = []
+        for chance, template, slots in templates.ranking(row.numbers, groups)[:MOST]:
+            shares = templates.shares(template, slots, row.numbers)
+            found += [(chance * share, template, slots, g) for share, g in shares] or [(chance, template, slots, None)]
+        self.ranked = sorted(found, key=lambda one: -one[0])
+        self._order: list[tuple[int, int]] = []
         self._made: dict[int, GivenSymmetry] = {}
+        self._first: int | None = None
 
-    def of(self, k: int) -> GivenSymmetry | None:
-        """That of the k-th sample: the likeliest first, each as often as it is likely; None where none is known."""
+    def of(self, k: int) -> tuple[GivenSymmetry, bool] | None:
+        """That of the k-th sample: the likeliest first, each as often as it is likely; None where none is known.
+
+        Beside it whether the sample begins at its learnt geometry, which every other sample of a symmetry does.
+        """
         if not self.ranked:
             return None
         with self._lock:
             if k >= len(self._order):
-                self._order = spread([chance for chance, *_ in self.ranked], 2 * k + 1)
-            rank = self._order[k]
-            if rank not in self._made:
-                chance, template, slots = self.ranked[rank]
-                self._made[rank] = self.templates.symmetry(template, slots, self.numbers, chance)
-            return self._made[rank]
+                self._order = self._numbered(2 * k + 1)
+            rank, times = self._order[k]
+            return self._symmetry(rank), self.ranked[rank][3] is not None and times % 2 == 0
+
+    def _numbered(self, n: int) -> list[tuple[int, int]]:
+        """The places of n samples, and how often each came before."""
+        chances = [chance for chance, *_ in self.ranked]
+        if self._first is None:
+            self._first = supported(chances, [self._looks(rank) for rank in range(min(COMPARED, len(chances)))])
+        order = spread(chances, n)
+        if self._first in order:
+            order.remove(self._first)
+        seen: dict[int, int] = {}
+        found = []
+        for rank in [self._first, *order][:n]:
+            found.append((rank, seen.get(rank, 0)))
+            seen[rank] = found[-1][1] + 1
+        return found
+
+    def _symmetry(self, rank: int) -> GivenSymmetry:
+        if rank not in self._made:
+            chance, template, slots, geometry = self.ranked[rank]
+            self._made[rank] = self.templates.symmetry(template, slots, self.numbers, chance, geometry)
+        return self._made[rank]
+
+    def _looks(self, rank: int) -> Crystal | None:
+        one = self._symmetry(rank)
+        if one.cell is None:
+            return None
+        return Crystal.of(np.asarray(self.numbers), one.base.double().numpy(), one.cell.double().numpy())
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +100,8 @@ class WithSymmetry(Spec):
     A composition for which the model has none is drawn without; where ``groups`` are asked for it is refused. A sample whose
     atoms come closer than those of any real crystal is drawn anew, ``redraws`` times at most: in a symmetry an atom that sets
     out on the wrong side of a special place can't pass it, for its images would meet it there.
+
+    Where the model has learnt geometries of a symmetry, every other sample begins there, noised to the time ``strength``.
     """
 
     compositions: Compositions
@@ -63,11 +110,14 @@ class WithSymmetry(Spec):
     groups: tuple[int, ...] = ()
     known: dict[int, Choice] = field(default_factory=dict, repr=False)
     redraws: int = 4
+    strength: float = STRENGTH
     insists = False
     name = "symmetry"
 
     def settings(self) -> dict[str, Any]:
-        return {"groups": list(self.groups) or LEARNED, "sha256": self.digest, "redraws": self.redraws}
+        return {
+            "groups": list(self.groups) or LEARNED, "sha256": self.digest, "redraws": self.redraws, "strength": self.strength,
+        }  # fmt: skip
 
     def check(self, info: ModelInfo) -> None:
         if TYPES not in info.config.given or not {"frac_coords", "lattice"} <= set(info.config.fields):
@@ -100,7 +150,7 @@ class WithSymmetry(Spec):
 
     def check_beside(self, others: Sequence[Spec]) -> None:
         for other in others:
-            if other.name in _OTHERS:
+            if other.name in OTHERS:
                 raise BadRequest(f"{other.name.replace('_', '-')} and a symmetry contradict each other: say --symmetry none")
 
     def choice(self, index: int) -> Choice:
@@ -116,37 +166,69 @@ class WithSymmetry(Spec):
     def control(self, place: Place) -> Control:
         import torch
 
+        from moldiff.core.batch import AtomBatch
         from moldiff.core.symmetry import Group
-        from moldiff.sampling.symmetric import Symmetric
+        from moldiff.sampling.prototypes import NEVER
+        from moldiff.sampling.symmetric import Beginnings, Symmetric
 
         rows = len(self.compositions.rows)
-        each = [self.choice(i).of(i // rows) for i in place.indices]
-        base = torch.zeros(len(each), place.size, 3)
+        found = [self.choice(i).of(i // rows) for i in place.indices]
+        each = [None if one is None else one[0] for one in found]
+        begun = [one is not None and one[1] and self.strength < 1 for one in found]
+        base, cells = torch.zeros(len(each), place.size, 3), torch.eye(3).repeat(len(each), 1, 1)
         for k, one in enumerate(each):
             if one is not None:
                 base[k] = one.base
+            if one is not None and one.cell is not None:
+                cells[k] = one.cell
         group = Group.of([None if one is None else one.operations for one in each], place.size, place.device)
-        return Symmetric(group, base.to(place.device), [NONE if one is None else one.label for one in each])
+        said = [{"symmetry": NONE if one is None else one.label} for one in each]
+        if self.templates.geometries is not None:
+            said = [{**one, "began": GEOMETRY if late else NOISE} for one, late in zip(said, begun, strict=True)]
+        known = None
+        if any(begun):
+            numbers = [torch.tensor(self.compositions.rows[i % rows].numbers) for i in place.indices]
+            truth = AtomBatch.from_list([
+                {TYPES: z, "frac_coords": x, "lattice": cell} for z, x, cell in zip(numbers, base % 1, cells, strict=True)
+            ])  # fmt: skip
+            begins = torch.tensor([self.strength if one else NEVER for one in begun], device=place.device)
+            known = Beginnings(place.vocabulary.encode(truth).to(place.device), begins, place.fewest)
+        return Symmetric(group, base.to(place.device), said, known)
 
 
-def symmetry_from(info: ModelInfo, symmetry: Any, compositions: Compositions | None, fitting: bool) -> WithSymmetry | None:
+def symmetry_from(
+    info: ModelInfo, symmetry: Any, compositions: Compositions | None, fitting: bool, strength: float | None = None
+) -> Spec | None:
     """The specification behind ``--symmetry``: ``learned``, ``none``, or space groups (numbers or symbols).
 
-    None asked for is ``learned`` where the model has templates, a composition is given and the rest of the request is
-    ``fitting``. Raises ``BadRequest`` for an unknown space group and for a model without templates.
+    None asked for is ``learned`` where the model has templates, a composition is given or made and the rest of the request is
+    ``fitting``. A model that makes compositions draws symmetries (``symmetry_drawn``), unless one is given. ``strength`` is the
+    time to which learnt geometries are noised. Raises ``BadRequest`` for an unknown space group, for a model without templates
+    and for a strength outside 0 to 1.
     """
+    made = TYPES in info.config.fields
     if symmetry is None:
-        if compositions is None or not fitting or not info.has_templates:
+        if made == (compositions is not None) or not fitting or not info.has_templates:
             return None
         symmetry = LEARNED
     if str(symmetry) == NONE:
         return None
     groups = () if str(symmetry) == LEARNED else space_groups(symmetry)
     if not info.has_templates:
-        raise BadRequest(f"{info.name} has not learnt symmetries: --symmetry is for models that did (mp20-csp)")
+        raise BadRequest(f"{info.name} has not learnt symmetries: --symmetry is for models that did (mp20-csp, mp20)")
+    if made and compositions is None:
+        from moldiff.symmetry_drawn import DrawnSymmetry
+
+        if strength is not None:
+            raise BadRequest(f"{info.name} begins at noise: strength is for learnt geometries of a composition, and for --like")
+        known = tuple(info.config.vocabulary[TYPES])
+        return DrawnSymmetry(info.templates(), info.files[info.TEMPLATES], known, groups)
     if compositions is None:
         raise BadRequest("a symmetry is that of a composition: give a formula or compositions")
-    return WithSymmetry(compositions, info.templates(), info.files[info.TEMPLATES], groups)
+    t = STRENGTH if strength is None else float(strength)
+    if not 0 <= t <= 1:
+        raise BadRequest(f"the strength of a symmetry must lie in 0 (learnt geometries as they are) to 1 (noise), found {t:g}")
+    return WithSymmetry(compositions, info.templates(), info.files[info.TEMPLATES], groups, strength=t)
 
 
 def space_groups(asked: Any) -> tuple[int, ...]:

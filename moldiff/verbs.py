@@ -87,6 +87,8 @@ def specs_from(info: ModelInfo, **verbs: Unpack[Verbs]) -> tuple[Spec, ...]:
         kind=info.config.kind, conditions=conditions, judge=verbs.get("judge"),
     )  # fmt: skip
     begun = _begun(info, verbs, compositions)
+    symmetric = _symmetric(info, verbs, compositions, begun)
+    late = (begun is None and symmetric is None) or verbs.get("like") is not None  # whose strength it then is
     found: list[Spec | None] = [
         conditions,
         guide_from(
@@ -95,9 +97,9 @@ def specs_from(info: ModelInfo, **verbs: Unpack[Verbs]) -> tuple[Spec, ...]:
         ),
         compositions,
         candidates if begun is None else begun,  # which chooses among its own
-        _symmetric(info, verbs, compositions, begun),  # after candidates, whose doubt is that of the free model
+        symmetric,  # after candidates, whose doubt is that of the free model
         _kept(info, verbs),  # after candidates, which are compared in the model's own cell, and not in that of a file
-        like_from(verbs.get("like"), verbs.get("strength") if begun is None or verbs.get("like") is not None else None),
+        like_from(verbs.get("like"), verbs.get("strength") if late else None),
         graph_from(verbs.get("smiles"), info.config.sampling.conformers),
         positions_from(verbs.get("positions")),
         # after what is kept, whose atoms it counts
@@ -149,7 +151,7 @@ def _symmetric(info: ModelInfo, verbs: Verbs, compositions: Compositions | None,
     from moldiff.symmetry import symmetry_from
 
     other = begun is not None or any(verbs.get(name) is not None for name in ("keep", "keep_cell", "like"))
-    return symmetry_from(info, verbs.get("symmetry"), compositions, not other)
+    return symmetry_from(info, verbs.get("symmetry"), compositions, not other, None if other else verbs.get("strength"))
 
 
 def _steered(verbs: Verbs) -> bool:

@@ -96,7 +96,7 @@ def kind_of(found: Orbits, numbers: NDArray[np.int64]) -> Kind:
     the group allows are not looked for: the same structure in another basis is another kind.
     """
     turns = found.rotations.astype(np.float64)
-    places = _places(turns, found.to, found.frac_coords, _origins(found.rotations.tobytes(), len(turns)))
+    places = _places(turns, found.to, found.frac_coords, origins(found.rotations.tobytes(), len(turns)))
     first = found.to.min(0)
     members = {z: np.flatnonzero(numbers == z) for z in sorted(set(numbers.tolist()))}
     best: list[Any] | None = None
@@ -149,7 +149,7 @@ _CELLS = np.array([(i, j, k) for i in range(-2, 3) for j in range(-2, 3) for k i
 
 
 @lru_cache(maxsize=4096)
-def _origins(rotations: bytes, n: int) -> NDArray[np.float64]:
+def origins(rotations: bytes, n: int) -> NDArray[np.float64]:
     """Shifts of the origin [K, 3] that leave operations as they are, up to those along axes that the group leaves free."""
     turns = np.frombuffer(rotations, dtype=np.int8).reshape(n, 3, 3).astype(np.float64)
     grid = np.stack(np.meshgrid(*[np.arange(_TWENTY_FOURTHS) / _TWENTY_FOURTHS] * 3, indexing="ij"), -1).reshape(-1, 3)

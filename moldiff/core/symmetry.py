@@ -91,11 +91,16 @@ class Group:
         """The cells whose metric is the mean of these cells' over the operations, of the same volume: numbers [S, 6] of
         ``core.periodic.log_lattice``. No gradient flows."""
         with torch.no_grad():
-            rows = lattice_from_log(six.double())
-            metric = (rows[:, :, None] * rows[:, None]).sum(-1)
-            mean = (self._metric * metric[:, :, None, :, None]).sum((1, 3))
-            mean = mean * (metric.det() / mean.det()).pow(1 / 3)[:, None, None]
-            return log_lattice(torch.linalg.cholesky(mean)).to(six.dtype)
+            return log_lattice(self.exact(lattice_from_log(six.double()))).to(six.dtype)
+
+    def exact(self, lattice: Tensor) -> Tensor:
+        """The same of cells [S, 3, 3] (rows), lower triangular."""
+        rows = lattice.double()
+        metric = (rows[:, :, None] * rows[:, None]).sum(-1)
+        mean = (self._metric * metric[:, :, None, :, None]).sum((1, 3))
+        mean = mean * (metric.det() / mean.det()).pow(1 / 3)[:, None, None]
+        found: Tensor = torch.linalg.cholesky(mean).to(lattice.dtype)
+        return found
 
     def way(self, noise: Tensor) -> Tensor:
         """A symmetric displacement [S, N, 3] of uniform ``noise`` [S, N, 3] in [0, 1).

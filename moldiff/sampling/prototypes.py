@@ -19,6 +19,9 @@ from moldiff.diffusion.joint import Diffusion
 from moldiff.sampling.candidates import DRAWS, LEVELS, denoising_loss, is_crystal, with_first
 from moldiff.sampling.control import Control, Step
 
+#: A time after that of the prior: a row that begins then does not sleep.
+NEVER = 2.0
+
 
 class Sleeping:
     """A denoiser that says of a row that ``t`` lies above its time ``begins`` [S] what it begins at, ``truth``, and asks the

@@ -39,8 +39,8 @@ class Beginnings:
 class Projected:
     """A denoiser whose predictions of coordinates and cells keep the symmetry of a state that has it."""
 
-    def __init__(self, denoiser: Denoiser, group: Group, labels: Sequence[str] = ()) -> None:
-        self.denoiser, self.group, self.labels = denoiser, group, list(labels)
+    def __init__(self, denoiser: Denoiser, group: Group, facts: Sequence[Mapping[str, Any]] = ()) -> None:
+        self.denoiser, self.group, self.facts = denoiser, group, list(facts)
 
     def __call__(self, xt: AtomBatch, t: Tensor, previous: AtomBatch | None = None) -> AtomBatch:
         said = self.denoiser(xt, t, previous)
@@ -57,7 +57,7 @@ class Projected:
     def reorder(self, index: Tensor) -> None:
         """Row k from now on is what row ``index[k]`` was."""
         self.group = self.group[index]
-        self.labels = [self.labels[k] for k in index.tolist()] if self.labels else []
+        self.facts = [self.facts[k] for k in index.tolist()] if self.facts else []
         reorder(self.denoiser, index)
 
 
@@ -65,16 +65,18 @@ class Symmetric(Control):
     """Holds the states of crystals, of coordinates ``frac_coords`` and cell ``lattice``, in the symmetry of ``group``.
 
     ``base`` [S, N, 3] are structures that have it, from which noise begins, but for rows that have a structure to begin at in
-    ``known``. ``labels`` say of each row what it was given.
+    ``known``. ``said`` are facts of each row: what it was given.
     """
 
-    def __init__(self, group: Group, base: Tensor, labels: Sequence[str] = (), known: Beginnings | None = None) -> None:
-        self.group, self.base, self.labels, self.known = group, base, list(labels), known
+    def __init__(
+        self, group: Group, base: Tensor, said: Sequence[Mapping[str, Any]] = (), known: Beginnings | None = None
+    ) -> None:
+        self.group, self.base, self.said, self.known = group, base, list(said), known
         self.inner: Projected | None = None
         self.sleeping: Sleeping | None = None
 
     def wrap(self, denoiser: Denoiser, diffusion: Diffusion) -> Denoiser:
-        self.inner = Projected(denoiser, self.group, self.labels)
+        self.inner = Projected(denoiser, self.group, self.said)
         if self.known is None:
             return self.inner
         self.sleeping = Sleeping(self.inner, diffusion, self.known.truth, self.known.begins, self.known.fewest)
@@ -116,6 +118,6 @@ class Symmetric(Control):
         )
 
     def facts(self, row: int) -> Mapping[str, Any]:
-        """The symmetry that the system in a row was given."""
-        labels = self.labels if self.inner is None else self.inner.labels
-        return {"symmetry": labels[row]} if labels else {}
+        """What the system in a row was given."""
+        said = self.said if self.inner is None else self.inner.facts
+        return said[row] if said else {}

@@ -21,6 +21,7 @@ from moldiff.evaluation.crystals.elements import (
     element_table,
 )
 from moldiff.evaluation.crystals.templates import Metric, Templates, orders_of, slots_of
+from moldiff.training.geometries import learn_geometries
 
 #: Of the embedding: free numbers beside the three that begin as radius, electronegativity and Mendeleev number, and their scale.
 _FREE, _BEGIN, _NOISE = 13, 0.7, 0.15
@@ -34,16 +35,18 @@ _MOST_SLOTS = 6
 
 @dataclass(frozen=True, eq=False)
 class _Group:
-    """Crystals of the same numbers of atoms: ``elements`` and ``charges`` [M, slots] in the order of slots, ``kinds`` [M]."""
+    """Crystals of the same numbers of atoms: ``elements`` and ``charges`` [M, slots] in the order of slots, ``kinds`` and their
+    ``rows`` in the data [M]."""
 
     counts: tuple[int, ...]
     elements: Tensor
     charges: Tensor
     kinds: Tensor
+    rows: Tensor
 
 
 def learn_templates(columns: Mapping[str, Tensor], symmetries: Symmetries, seed: int = 0, epochs: int = EPOCHS) -> Templates:
-    """The templates of a store's crystals; about a minute for 26,000 of them."""
+    """The templates of a store's crystals; some minutes for 26,000 of them."""
     offsets = [0, *columns["n_atoms"].long().cumsum(0).tolist()]
     types = columns["atom_types"].numpy().astype(np.int64)
     numbers = [types[a:b] for a, b in pairwise(offsets)]
@@ -55,7 +58,16 @@ def learn_templates(columns: Mapping[str, Tensor], symmetries: Symmetries, seed:
     first: dict[int, int] = {}
     for i, k in enumerate(which.tolist()):
         first.setdefault(k, i)
-    return Templates({**_structures(symmetries, kinds, numbers, list(first.values())), **_centers(groups, metric, len(codes))})
+    place = {int(row): (g, k) for g, group in enumerate(groups) for k, row in enumerate(group.rows.tolist())}
+
+    def points(row: int) -> Tensor:
+        g, k = place[row]
+        return metric.points(groups[g].elements[k], groups[g].charges[k])
+
+    return Templates({
+        **_structures(symmetries, kinds, numbers, list(first.values())), **_centers(groups, metric, len(codes)),
+        **learn_geometries(columns, symmetries, kinds, numbers, which.tolist(), points),
+    })  # fmt: skip
 
 
 def _grouped(kinds: Sequence[Kind], which: Tensor) -> list[_Group]:
@@ -70,7 +82,7 @@ def _grouped(kinds: Sequence[Kind], which: Tensor) -> list[_Group]:
             of = dict(zip(elements, states, strict=True))
             charges.append([of[z] for z in kinds[i].elements])
         elements_of = torch.tensor([kinds[i].elements for i in rows])
-        groups.append(_Group(counts, elements_of, torch.tensor(charges), which[torch.tensor(rows)]))
+        groups.append(_Group(counts, elements_of, torch.tensor(charges), which[torch.tensor(rows)], torch.tensor(rows)))
     return groups
 
 

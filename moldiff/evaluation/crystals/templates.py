@@ -1,9 +1,10 @@
 """Symmetries that a model has learnt for compositions: space groups with the orbits of each element, and how likely each is.
 
-A template says which operations a crystal has and which atoms they take to which; it holds no cell and no free coordinate, which
-the network makes (``sampling.symmetric``). Which template a composition has is learnt as the classes of a nearest mean classifier
-(Mensink et al. 2013) in a learnt metric of elements (neighbourhood components analysis, Goldberger et al. 2004): each template
-has a few centres, of each slot's embedding, and a composition is the likelier of it the nearer its elements lie to one of them.
+A template says which operations a crystal has and which atoms they take to which; cell and free coordinates are the network's to
+make (``sampling.symmetric``), from noise or from a learnt geometry (``geometries``). Which template a composition has is learnt
+as the classes of a nearest mean classifier (Mensink et al. 2013) in a learnt metric of elements (neighbourhood components
+analysis, Goldberger et al. 2004): each template has a few centres, of each slot's embedding, and a composition is the likelier of
+it the nearer its elements lie to one of them.
 Structure prediction by a template and a generative network is that of Jiao et al. 2024 (DiffCSP++).
 """
 
@@ -20,9 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moldiff.core.symmetry import Operations
+from moldiff.core.symmetry import Group, Operations
 from moldiff.errors import DamagedFile
 from moldiff.evaluation.crystals.elements import CHARGE_SCALE, element_table, oxidation_states
+from moldiff.evaluation.crystals.geometries import Geometries
 
 #: Ways to give a composition's elements to the slots of a template that are tried, at most.
 _MOST_ORDERS = 720
@@ -34,13 +36,15 @@ CLEARLY = 5.0
 @dataclass(frozen=True, eq=False)
 class GivenSymmetry:
     """A symmetry for a composition of N atoms: its space group, ``operations`` on the atoms in their order, a structure ``base``
-    [N, 3] that has it, and its ``probability`` among all that the composition may have. ``key`` tells it from others."""
+    [N, 3] that has it, and its ``probability`` among all that the composition may have. ``key`` tells it from others.
+    ``cell`` [3, 3] is that of a learnt geometry, of which ``base`` then are the coordinates; None without one."""
 
     number: int
     operations: Operations
     base: Tensor
     probability: float
     key: tuple[int, tuple[int, ...]]
+    cell: Tensor | None = None
 
     @property
     def label(self) -> str:
@@ -75,7 +79,7 @@ class Templates:
     ``n_centers``, ``n_alike``; of each set ``n_operations``, of its operations ``rotations`` [., 3, 3]; ``to``, flat, operation
     by operation and atom by atom; of each atom ``base`` [., 3] and ``slot``; of each centre ``weight`` and, flat, its points
     ``centers`` [., D + 1], slot by slot; ``alike``, flat, the orders of a template's elements that stand for one structure, slot
-    by slot; ``elements``, ``power`` and ``charge`` of the metric.
+    by slot; ``elements``, ``power`` and ``charge`` of the metric; and the columns of ``Geometries``, where there are any.
     """
 
     def __init__(self, columns: Mapping[str, Tensor]) -> None:
@@ -114,6 +118,22 @@ class Templates:
         """The atoms of each slot of each template, ascending."""
         slots = self.columns["slot"].tolist()
         return [tuple(_run_lengths(slots[a:b])) for a, b in pairwise(self._atom)]
+
+    @cached_property
+    def geometries(self) -> Geometries | None:
+        """What its templates' crystals have in common beside their operations."""
+        if "n_geometries" not in self.columns:
+            return None
+        return Geometries(self.columns, self.columns["n_atoms"].tolist(), [len(counts) for counts in self.counts])
+
+    def shares(self, template: int, slots: Sequence[int], numbers: Sequence[int]) -> list[tuple[float, int]]:
+        """The learnt geometries of a template whose slots have these elements of a composition, each with its share."""
+        if self.geometries is None:
+            return []
+        elements, counts, charges = slots_of(numbers)
+        charge = dict(zip(elements, charges, strict=True))
+        points = self.metric.points(torch.tensor(list(slots)), torch.tensor([charge[z] for z in slots]))
+        return self.geometries.shares(template, points, self.metric.shares(counts))
 
     @cached_property
     def _alike(self) -> list[int]:
@@ -205,8 +225,22 @@ class Templates:
                     del of[one]
         return found
 
-    def symmetry(self, template: int, slots: tuple[int, ...], numbers: Sequence[int], probability: float = 1.0) -> GivenSymmetry:
-        """A template for atoms in the order of ``numbers``, the element ``slots[s]`` in slot s."""
+    def of_size(self, n_atoms: int, groups: Sequence[int] = ()) -> list[tuple[int, int]]:
+        """The templates of so many atoms, of these space groups (none: all), and how many learnt crystals have each."""
+        numbers, sizes = self.columns["number"].tolist(), self.columns["n_atoms"].tolist()
+        every = [k for k, n in enumerate(sizes) if n == n_atoms and (not groups or numbers[k] in groups)]
+        return [(k, round(float(self.columns["weight"][self._center[k] : self._center[k + 1]].sum()))) for k in every]
+
+    def pattern(self, template: int) -> tuple[GivenSymmetry, Tensor]:
+        """A template for atoms in its own order, and the slots [N] of these."""
+        slot = self.columns["slot"][self._atom[template] : self._atom[template + 1]].long()
+        slots = tuple(range(len(self.counts[template])))
+        return self.symmetry(template, slots, slot.tolist()), slot
+
+    def symmetry(
+        self, template: int, slots: tuple[int, ...], numbers: Sequence[int], probability: float = 1.0, geometry: int | None = None
+    ) -> GivenSymmetry:
+        """A template for atoms in the order of ``numbers``, the element ``slots[s]`` in slot s, and one of its geometries."""
         a, b = self._atom[template], self._atom[template + 1]
         which = int(self.columns["turns"][template])
         turns = self.columns["rotations"][self._turn[which] : self._turn[which + 1]]
@@ -216,8 +250,11 @@ class Templates:
         place = torch.empty_like(order)
         place[order] = torch.arange(len(order))
         moved = Operations(turns, place[to[:, order]])
-        number = int(self.columns["number"][template])
-        return GivenSymmetry(number, moved, self.columns["base"][a:b][order], probability, (template, slots))
+        number, base, cell = int(self.columns["number"][template]), self.columns["base"][a:b], None
+        if geometry is not None and self.geometries is not None:
+            base, cell = self.geometries.places(geometry), self.geometries.cell(geometry, numbers)
+            cell = Group.of([moved], len(numbers)).exact(cell[None])[0]
+        return GivenSymmetry(number, moved, base[order], probability, (template, slots), cell)
 
 
 def slots_of(numbers: Sequence[int]) -> tuple[list[int], tuple[int, ...], list[float]]:

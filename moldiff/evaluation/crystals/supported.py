@@ -1,0 +1,32 @@
+"""Which of several structures of a composition to predict first: the one that most likely matches the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from moldiff.chem.crystals import Crystal
+from moldiff.evaluation.crystals.matching import Pair, compare
+
+#: Structures that are compared with each other, and the chance from which on the first needs no support.
+MOST, SURE = 6, 0.9
+#: How often a structure drawn from noise within the right symmetry matches, beside one that begins at the right geometry.
+FROM_NOISE = 0.6
+
+
+def supported(chances: Sequence[float], crystals: Sequence[Crystal | None]) -> int:
+    """The place of the structure with the greatest chance to match, among the ``MOST`` likeliest (``chances`` descend).
+
+    ``crystals`` are what each looks like, None where that is not known. Symmetries that are distortions of each other share the
+    chances of a structure; so each structure is lent those of the others that StructureMatcher takes for the same: the minimum
+    Bayes risk decision (Kumar and Byrne 2004).
+    """
+    if not chances or chances[0] >= SURE or (crystals[0] is None and len(chances) == 1):
+        return 0
+    some = [(chance, one) for chance, one in zip(chances[:MOST], crystals[:MOST], strict=True)]
+    lent = [chance if one is not None else FROM_NOISE * chance for chance, one in some]
+    for i, (chance, one) in enumerate(some):
+        for j, (other, two) in enumerate(some[:i]):
+            if one is not None and two is not None and compare(Pair(one, two)).same:
+                lent[i] += other
+                lent[j] += chance
+    return max(range(len(lent)), key=lambda k: (lent[k], -k))
