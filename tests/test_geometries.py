@@ -1,4 +1,4 @@
-"""Learnt geometries: crystals laid upon each other, means of at least three, samples that begin there, and which comes first."""
+"""Learnt geometries: crystals laid upon each other, means of several, samples that begin there, and which comes first."""
 
 from __future__ import annotations
 
@@ -58,12 +58,12 @@ def test_other_slots_or_operations_have_no_way():
     assert near(laid(one), exchanged, unit(one)) is None
 
 
-def test_a_geometry_is_the_mean_of_three_and_fewer_have_none(templates):  # noqa: F811
+def test_a_geometry_is_the_mean_of_several_and_one_has_none(templates):  # noqa: F811
     g = templates.geometries
     numbers = templates.columns["number"].tolist()
     each = {numbers[k]: n for k, n in enumerate(templates.columns["n_geometries"].tolist()) if numbers[k] != 221}
-    assert each == {225: 1, 186: 0, 136: 0}, "one wurtzite and two rutiles are too few"
-    assert sorted(g.columns["geometry_weight"].tolist()) == [3, 4, 8] and g.n == 3
+    assert each == {225: 1, 186: 0, 136: 1}, "there is one wurtzite"
+    assert sorted(g.columns["geometry_weight"].tolist()) == [2, 3, 4, 8] and g.n == 4
 
 
 def test_means_of_free_coordinates_cells_and_volumes():
@@ -95,8 +95,9 @@ def test_samples_begin_at_geometries_every_other_time(generator):  # noqa: F811
         assert np.array_equal(exact[1].fields[name], drawn[1].fields[name]), "from noise it is the same sample"
     assert not np.array_equal(exact[0].fields["lattice"], drawn[0].fields["lattice"])
     assert {s.info["began"] for s in generator.sample(4, formula="NaCl", seed=1, strength=1)} == {"noise"}
-    titania = generator.sample(2, formula="TiO2", z=2, seed=1) if 22 in generator.vocabulary.values["atom_types"] else []
-    assert all(s.info["began"] == "noise" for s in titania)
+    with pytest.warns(UserWarning, match="likelier with z = 1"):
+        wurtzites = generator.sample(2, formula="NaCl", z=2, seed=1)
+    assert all(s.info["began"] == "noise" for s in wurtzites), "of one crystal there is no mean"
     with pytest.raises(BadRequest, match="strength of a symmetry must lie in 0"):
         generator.sample(1, formula="NaCl", strength=1.5)
 
@@ -115,6 +116,6 @@ def test_structures_that_are_the_same_lend_each_other_their_chances():
     titania = Crystal(np.array([22, 22, 8, 8, 8, 8]), np.random.default_rng(0).random((6, 3)), np.eye(3) * 4)
     assert supported([0.4, 0.35, 0.25], [titania, one, two]) == 1
     assert supported([0.4, 0.1, 0.1], [titania, one, two]) == 0
-    assert supported([0.95, 0.5, 0.45], [titania, one, two]) == 0, "what is sure is not asked about"
+    assert supported([0.6, 0.3, 0.3], [titania, one, two]) == 0 and supported([0.6, 0.31, 0.3], [titania, one, two]) == 1
     assert supported([0.3, 0.29], [None, one]) == 1 and supported([0.3, 0.9 * FROM_NOISE * 0.3], [None, one]) == 0
     assert supported([0.5], [None]) == 0 and supported([0.5, 0.1], [other, None]) == 0

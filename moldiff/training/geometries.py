@@ -17,7 +17,7 @@ from moldiff.data.symmetries import Symmetries
 from moldiff.evaluation.crystals.elements import atomic_volumes
 
 #: A geometry stands for so many crystals at least: it is their mean, and no crystal's own.
-FEWEST = 3
+FEWEST = 2
 #: Crystals are of one geometry where their atoms lie within this root mean square distance, in units of the cube root of the
 #: volume per atom (StructureMatcher's tolerance is 0.5), and no number of their cells' shapes differs by more than the second.
 WITHIN, SHAPES = 0.25, 0.35

@@ -1,6 +1,6 @@
 """Geometries that a model has learnt for its templates: where a structure of a symmetry begins, in place of noise.
 
-A geometry is the mean of at least three training crystals of one template that lie upon each other (``training.geometries``):
+A geometry is the mean of at least two training crystals of one template that lie upon each other (``training.geometries``):
 mean free coordinates, the mean shape of the cell, and how densely it is packed beside volumes fitted to the elements. It holds no
 crystal of its own and no composition but a mean of embedded elements, by which it is chosen.
 """

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from moldiff.chem.crystals import Crystal
 from moldiff.evaluation.crystals.matching import Pair, compare
 
-#: Structures that are compared with each other, and the chance from which on the first needs no support.
-MOST, SURE = 6, 0.9
+#: Structures that are compared with each other, at most.
+MOST = 6
 #: How often a structure drawn from noise within the right symmetry matches, beside one that begins at the right geometry.
-FROM_NOISE = 0.6
+FROM_NOISE = 0.5
 
 
 def supported(chances: Sequence[float], crystals: Sequence[Crystal | None]) -> int:
@@ -20,8 +20,8 @@ def supported(chances: Sequence[float], crystals: Sequence[Crystal | None]) -> i
     chances of a structure; so each structure is lent those of the others that StructureMatcher takes for the same: the minimum
     Bayes risk decision (Kumar and Byrne 2004).
     """
-    if not chances or chances[0] >= SURE or (crystals[0] is None and len(chances) == 1):
-        return 0
+    if len(chances) < 2 or (crystals[0] is not None and chances[0] >= sum(chances[1:MOST])):
+        return 0  # whatever the others lend each other
     some = [(chance, one) for chance, one in zip(chances[:MOST], crystals[:MOST], strict=True)]
     lent = [chance if one is not None else FROM_NOISE * chance for chance, one in some]
     for i, (chance, one) in enumerate(some):
