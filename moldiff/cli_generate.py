@@ -51,13 +51,13 @@ def generate(
     clusters: Annotated[bool, typer.Option(help="Crystals: find samples that are the same.")] = True,
     like: Annotated[Path | None, typer.Option(help="Vary these molecules: SDF, XYZ ...")] = None,
     strength: Annotated[
-        float | None, typer.Option(help="How far to noise these, or prototypes: 0 to 1.", show_default="0.6 with --like")
+        float | None, typer.Option(help="How far to noise these, prototypes, geometries.", show_default="0.6 with --like")
     ] = None,
     prototypes: Annotated[
         str | None, typer.Option(help="Crystals: begin at those of a prepared data set, or aflow.", show_default="the model's")
     ] = None,
     symmetry: Annotated[
-        str | None, typer.Option(help="Crystals of a formula: learned, none, or space groups.", show_default="learned")
+        str | None, typer.Option(help="Crystals: learned, none, or space groups (225, Fm-3m).", show_default="learned")
     ] = None,
     smiles: Annotated[str | None, typer.Option(help="Conformers of this molecule.")] = None,
     positions: Annotated[Path | None, typer.Option(help="Types and bonds for the positions in this file.")] = None,
