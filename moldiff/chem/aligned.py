@@ -111,23 +111,20 @@ def _of_orbit(
         return None
     images = reference.to[:, ours[0]]
     stays = images == ours[0]
-    best = None
-    for lead in theirs.tolist():
-        reached = other.to[:, lead]
-        if not np.array_equal(reached == lead, stays):
-            continue
-        ways = _short(x[lead] - reference.x[ours[0]]) + _CELLS
-        stay = np.abs(np.einsum("gij,cj->gci", reference.turns[stays], ways) - ways).max((0, 2)) < _CLOSE
-        if not stay.any():  # it would leave the place that its site symmetry fixes
-            continue
-        way = ways[stay][np.square(ways[stay] @ cell).sum(-1).argmin()]
-        turned = reference.turns @ way
-        if np.abs(_short(x[reached] - reference.x[images] - turned)).max() > _CLOSE:
-            continue
-        cost = float(np.square(turned @ cell).sum()) * len(ours) / len(images)
-        if best is None or cost < best[0]:
-            best = cost, images, turned
-    return best
+    leads = theirs[((other.to[:, theirs] == theirs) == stays[:, None]).all(0)]
+    ways = _short(x[leads] - reference.x[ours[0]])[:, None] + _CELLS  # [L, 27, 3]
+    left = np.abs(np.einsum("gij,lcj->glci", reference.turns[stays], ways) - ways).max((0, 3), initial=0.0)
+    # one that does not stay leaves the place that its site symmetry fixes
+    length = np.where(left < _CLOSE, np.square(ways @ cell).sum(-1), np.inf)
+    if not np.isfinite(length).any():
+        return None
+    way = np.take_along_axis(ways, length.argmin(1)[:, None, None], 1)[:, 0]
+    turned = np.einsum("gij,lj->lgi", reference.turns, way)
+    off = np.abs(_short(x[other.to[:, leads].T] - reference.x[images] - turned)).max((1, 2))
+    cost = np.square(turned @ cell).sum((1, 2)) * len(ours) / len(images)
+    cost = np.where((off < _CLOSE) & np.isfinite(length.min(1)), cost, np.inf)
+    best = int(cost.argmin())
+    return (float(cost[best]), images, turned[best]) if np.isfinite(cost[best]) else None
 
 
 def _short(way: NDArray[np.float64]) -> NDArray[np.float64]:
