@@ -38,10 +38,10 @@ class Verbs(TypedDict, total=False):
     grow: str | int | tuple[int, int] | None  # so many atoms more than it has
     resamplings: int | None  # make every step so many times
     like: Any  # vary these molecules: a file, molecules, atoms, samples
-    strength: float | None  # the time to noise them, or prototypes, to
+    strength: float | None  # the time to noise them, prototypes or the learnt geometries of symmetries to
     prototypes: Any  # crystals: begin at known ones, of a prepared data set or of "aflow", elements swapped; "none" at noise
     redraws: int | None  # crystals: those whose atoms meet are drawn anew, so many times at most
-    symmetry: Any  # crystals of a composition: "learned" (as the model finds likeliest), "none", or space groups
+    symmetry: Any  # crystals: "learned" (likely ones of a composition, else as often as in training), "none", or space groups
     smiles: str | None  # conformers of this molecule
     positions: Any  # types, charges and bonds for these positions
     conditions: Any  # {"gap": 9.0, "dipole": (1, 2)}, ["gap=9", "dipole=1..2"], or a row a sample: a CSV file, mappings

@@ -134,9 +134,12 @@ def reduced_structure(crystal: Crystal) -> Structure:
     return structure.get_primitive_structure()
 
 
-def same_structure(first: Structure, second: Structure, tolerance: Tolerance = STRICT, limit: float = PAIR_LIMIT) -> Match:
-    """Tell whether two structures that ``reduced_structure`` made are the same."""
-    return _guarded(limit, _fit, first, second, tolerance)
+def same_structure(
+    first: Structure, second: Structure, tolerance: Tolerance = STRICT, limit: float = PAIR_LIMIT, rms: bool = False
+) -> Match:
+    """Tell whether two structures that ``reduced_structure`` made are the same: no atom is farther off than the tolerance, or,
+    with ``rms``, they are not on the average, as ``compare`` tells."""
+    return _guarded(limit, _rms if rms else _fit, first, second, tolerance)
 
 
 def within(seconds: float, function: Callable[..., R], *args: Any, **kwargs: Any) -> R:
@@ -164,7 +167,11 @@ def _compare(pair: Pair) -> Match:
     first, second = reduced_structure(pair.first), reduced_structure(pair.second)
     if not pair.rms:
         return _fit(first, second, pair.tolerance)
-    found = _matcher(pair.tolerance).get_rms_dist(first, second)
+    return _rms(first, second, pair.tolerance)
+
+
+def _rms(first: Structure, second: Structure, tolerance: Tolerance) -> Match:
+    found = _matcher(tolerance).get_rms_dist(first, second)
     return NO_MATCH if found is None else Match(True, float(found[0]))
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from moldiff.chem.crystals import Crystal
-from moldiff.evaluation.crystals.matching import Pair, compare
+from moldiff.evaluation.crystals.matching import CSP, reduced_structure, same_structure
+
+if TYPE_CHECKING:
+    from pymatgen.core import Structure
 
 #: Structures that are compared with each other, at most.
 MOST = 6
@@ -22,11 +26,19 @@ def supported(chances: Sequence[float], crystals: Sequence[Crystal | None]) -> i
     """
     if len(chances) < 2 or (crystals[0] is not None and chances[0] >= sum(chances[1:MOST])):
         return 0  # whatever the others lend each other
-    some = [(chance, one) for chance, one in zip(chances[:MOST], crystals[:MOST], strict=True)]
+    reduced = [None if one is None else _reduced(one) for one in crystals[:MOST]]
+    some = list(zip(chances[:MOST], reduced, strict=True))
     lent = [chance if one is not None else FROM_NOISE * chance for chance, one in some]
     for i, (chance, one) in enumerate(some):
         for j, (other, two) in enumerate(some[:i]):
-            if one is not None and two is not None and compare(Pair(one, two)).same:
+            if one is not None and two is not None and same_structure(one, two, CSP, rms=True).same:
                 lent[i] += other
                 lent[j] += chance
     return max(range(len(lent)), key=lambda k: (lent[k], -k))
+
+
+def _reduced(crystal: Crystal) -> Structure | None:
+    try:
+        return reduced_structure(crystal)
+    except Exception:  # noqa: BLE001 - numpy, spglib and pymatgen raise many kinds for degenerate cells
+        return None
