@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 #: Structures that are compared with each other, at most.
 MOST = 6
-#: How often a structure drawn from noise within the right symmetry matches, beside one that begins at the right geometry.
+#: Part of its chance by which a structure counts that is drawn from noise, whose free coordinates are less sure than those of a
+#: learnt geometry; 0.3 to 1 choose about alike (docs/experiments.md).
 FROM_NOISE = 0.5
 
 
