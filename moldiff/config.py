@@ -47,6 +47,7 @@ class DataConfig(_Strict):
 
     ``part`` takes a share of the training split, from and to fractions of one fixed random order ([0, 0.5] and [0.5, 1] are
     halves that share nothing); ``skip_unknown`` leaves out systems that the model can't represent instead of refusing the data.
+    ``also`` names further data sets whose training splits a regressor learns from beside it (all of them, whatever ``part``).
     """
 
     name: str
@@ -55,14 +56,15 @@ class DataConfig(_Strict):
     held_out: str = "val"
     part: tuple[float, float] | None = None
     skip_unknown: bool = False
+    also: list[str] = Field(default_factory=list)
 
 
 class TrainingConfig(_Strict):
     """How to train. Either limit ends the run and drives the fall of the learning rate.
 
     ``start_from`` names a model whose weights are the first ones. Then ``condition_lr`` multiplies the learning rate of the
-    weights that it lacks (new conditions), and ``pull`` draws its own weights back to where they began: each step moves them by
-    rate * pull of the way, as weight decay moves weights to zero.
+    weights that it lacks and of those of all conditions, and ``pull`` draws its own weights back to where they began: each step
+    moves them by rate * pull of the way, as weight decay moves weights to zero.
     """
 
     batch_size: int = Field(128, ge=1)
@@ -76,6 +78,7 @@ class TrainingConfig(_Strict):
     self_conditioning: float = Field(0.5, ge=0, le=1)
     condition_dropout: float = Field(0.12, ge=0, le=1)  # of all conditions together: the null condition of guidance
     condition_dropout_each: float = Field(0.3, ge=0, le=1)  # of each on its own, in models of several
+    condition_alone: float = Field(0.0, ge=0, le=1)  # share of the systems that are told one condition only, as people often ask
     clean_share: float = Field(0.5, ge=0, le=1)  # of a regressor's training systems without noise
     given_graph: float = Field(0.0, ge=0, le=1)  # shares of the systems whose graph, whose places and of which a part is known,
     given_places: float = Field(0.0, ge=0, le=1)  # for networks with the option ``given``

@@ -41,7 +41,7 @@ def train(
     settings, base = _settings(config, overrides, data, start_from, conditions)
     from moldiff.data.store import Store
     from moldiff.training.conditions import with_condition_stats
-    from moldiff.training.data import locate_data, training_columns
+    from moldiff.training.data import locate_data, training_columns, with_others
     from moldiff.training.given import check_shares
 
     check_shares(settings)
@@ -50,6 +50,7 @@ def train(
     if store.kind != settings.kind:
         raise BadRequest(f"{settings.name} learns {settings.kind}s, but {store.folder} holds {store.kind}s")
     columns, left_out = training_columns(settings, store)
+    columns = with_others(settings, columns)
     folder = Path(out) if out is not None else Path("runs") / settings.name
     if resume and (folder / "settings.yaml").is_file():  # the network was trained on values standardised by these
         settings = settings.model_copy(update={"condition_stats": load_config(folder / "settings.yaml").condition_stats})
@@ -58,10 +59,12 @@ def train(
     settings = with_condition_stats(settings, columns, store.meta.get("properties", {}))
     first: dict[str, Any] = {}
     if settings.targets:
-        if base is not None:
-            raise BadRequest(f"{settings.name} is a regressor, which begins with fresh weights, not with those of {base.name}")
         first["held_out"] = _held_out(settings, store)
-    if base is not None:
+    if base is not None and settings.targets:
+        from moldiff.training.warm import warm_regressor
+
+        first["start_from"] = warm_regressor(settings, base.config, base.regressor().state_dict())
+    elif base is not None:
         from moldiff.training.warm import new_weights, warm_weights
 
         weights = warm_weights(settings, base.config, base.denoiser().state_dict())

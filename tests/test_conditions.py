@@ -15,7 +15,7 @@ from moldiff.denoisers.layers.embeddings import ConditionEmbedding, TimeEmbeddin
 from moldiff.errors import BadRequest
 from moldiff.model_export import export_model
 from moldiff.training.conditions import standardised, with_condition_stats
-from moldiff.training.module import DiffusionModule, TrainOptions
+from moldiff.training.module import DiffusionModule, TrainOptions, alone
 from moldiff.training.run import fit
 
 CPU = {"accelerator": "cpu", "devices": 1}
@@ -136,6 +136,30 @@ def test_dropout_is_of_each_condition_on_its_own_and_of_all_together(columns, mo
     assert float(null.float().mean()) == pytest.approx(1 - 0.8 * 0.6, abs=0.03)
     assert float(null.all(1).float().mean()) == pytest.approx(0.2 + 0.8 * 0.16, abs=0.03)
     assert float((null[:, 0] & ~null[:, 1]).float().mean()) == pytest.approx(0.8 * 0.4 * 0.6, abs=0.03)
+
+
+def test_one_condition_alone_is_a_known_one_and_each_as_often():
+    conditions = torch.zeros(6000, 3)
+    conditions[:, 2] = torch.nan
+    told = torch.zeros(6000, 3, dtype=torch.bool)
+    dropped = alone(conditions, told, 0.5, torch.Generator().manual_seed(0))
+    single = dropped.sum(1) == 2
+    assert float(single.float().mean()) == pytest.approx(0.5, abs=0.03)
+    assert dropped[single, 2].all() and not dropped[~single].any()
+    assert float(dropped[single, 0].float().mean()) == pytest.approx(0.5, abs=0.03)
+    assert alone(conditions, told, 0.0, None) is told
+
+
+def test_weights_of_conditions_learn_faster_even_where_the_origin_has_them(columns):
+    config = with_condition_stats(conditional(), columns)
+    denoiser = build_denoiser(config)
+    origin = {k: v.clone() for k, v in denoiser.state_dict().items()}
+    batches = BucketBatches(columns, build_vocabulary(config), 50, fields=tuple(config.fields))
+    for rate, factors in ((1.0, [1.0, 1.0]), (5.0, [1.0, 1.0, 5.0])):
+        optimizer = DiffusionModule(denoiser, batches, TrainOptions(condition_lr=rate), origin).configure_optimizers()
+        assert [group.get("factor", 1.0) for group in optimizer.param_groups] == factors
+    fast = {id(p) for p in optimizer.param_groups[2]["params"]}
+    assert fast == {id(p) for k, p in denoiser.named_parameters() if ".condition." in k} and fast
 
 
 def test_ranges_travel_with_the_run_and_with_the_model_and_stand_on_its_card(columns, tmp_path):

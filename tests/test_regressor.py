@@ -14,11 +14,13 @@ from moldiff.assemble import build_denoiser, build_regressor
 from moldiff.cli import main
 from moldiff.core.batch import AtomBatch
 from moldiff.core.geometry import center
-from moldiff.data.store import Store, write_store
+from moldiff.data.store import Store, join, write_store
 from moldiff.errors import BadRequest
 from moldiff.model_store import load_model, model_info
 from moldiff.regressor import PropertyRegressor, read_molecule
 from moldiff.train import train
+from moldiff.training.data import training_columns, with_others
+from moldiff.training.warm import fine_tuning_config, inherit_conditions, warm_regressor
 
 CPU = {"accelerator": "cpu", "devices": 1}
 FIELDS = {
@@ -170,8 +172,46 @@ def test_it_is_no_generator_and_a_generator_is_no_regressor(trained, tiny_model,
     assert left.value.code == 2 and "makes no samples" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-def test_a_regressor_begins_with_fresh_weights(labelled, tiny_model, tmp_path):
+def test_a_regressor_does_not_begin_as_a_generator(labelled, tiny_model, tmp_path):
     path = tmp_path / "tiny.yaml"
     path.write_text(settings().to_yaml())
-    with pytest.raises(BadRequest, match="begins with fresh weights"):
+    with pytest.raises(BadRequest, match="is no regressor"):
         train(path, out=tmp_path / "run", data=labelled, start_from=tiny_model, **CPU)
+
+
+def test_a_regressor_begins_as_another_and_learns_a_further_target(trained, labelled):
+    old, seen = trained.regressor(), batch()
+    config = settings(targets=["carbons", "new"])
+    fresh = build_regressor(config)
+    fresh.load_state_dict(warm_regressor(config, trained.config, old.state_dict()))
+    t = torch.zeros(seen.n_systems)
+    assert torch.allclose(fresh(seen, t)[:, 0], old(seen, t)[:, 1], atol=1e-6)
+    config = fine_tuning_config(trained.config, "tiny-regressor", "mine", ["carbons"])
+    assert config.targets == ["carbons"] and not config.conditions
+    kept = inherit_conditions(config, trained.config).condition_stats
+    assert kept["carbons"] == trained.config.condition_stats["carbons"]
+    with pytest.raises(BadRequest, match=r"x.* in tiny"):
+        wider = settings(network={**NETWORKS["thin_pair"], "width": 64})
+        warm_regressor(wider, trained.config, old.state_dict())
+
+
+def test_a_regressor_learns_from_further_data(labelled, tmp_path):
+    config = settings(data={"name": str(labelled), "also": [str(labelled), str(labelled)], "part": (0.0, 0.5)})
+    columns, _ = training_columns(config, Store(labelled, "train"))
+    joined, whole = with_others(config, columns), Store(labelled, "train")
+    n = len(columns["n_atoms"])
+    assert len(joined["n_atoms"]) == n + 2 * len(whole)
+    assert torch.equal(joined["positions"][-len(whole.tensor("positions")) :], whole.tensor("positions"))
+    assert torch.equal(joined["property.carbons"][n : n + len(whole)], whole.column("carbons"))
+    with pytest.raises(BadRequest, match="is for regressors"):
+        with_others(tiny_config(data={"name": "mine", "also": [str(labelled)]}), columns)
+
+
+def test_joined_splits_lack_what_one_of_them_lacks(labelled):
+    store = Store(labelled, "train")
+    columns = {name: store.tensor(name) for name in store.names}
+    poorer = {name: value for name, value in columns.items() if name not in ("property.spread", "id")}
+    joined = join(columns, {**poorer, "property.other": torch.ones(len(store))})
+    assert "id" not in joined
+    assert joined["property.spread"][len(store) :].isnan().all() and joined["property.other"][: len(store)].isnan().all()
+

@@ -79,6 +79,15 @@ def select(columns: Mapping[str, Tensor], index: Tensor) -> dict[str, Tensor]:
     return out
 
 
+def join(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The systems of two splits, one after the other: columns that both have, and all properties, NaN where unknown."""
+    out = {name: torch.cat([value, second[name]]) for name, value in first.items() if name in LAYOUT and name in second}
+    for name in sorted({key for columns in (first, second) for key in columns if key not in LAYOUT}):
+        parts = [columns.get(name, torch.full((len(columns["n_atoms"]),), torch.nan)) for columns in (first, second)]
+        out[name] = torch.cat(parts)
+    return out
+
+
 def write_store(folder: str | Path, splits: Mapping[str, Columns], meta: Mapping[str, Any]) -> Path:
     """Write a data set, each file through a temporary one beside it and ``os.replace``, ``meta.json`` last.
 

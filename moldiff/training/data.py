@@ -12,7 +12,7 @@ from moldiff.chem.molecules import symbols
 from moldiff.config import Config
 from moldiff.core.vocabulary import Vocabulary
 from moldiff.data.location import find_data
-from moldiff.data.store import Store, select
+from moldiff.data.store import Store, join, select
 from moldiff.errors import BadRequest
 
 #: A data set of which more than this share can't be represented is not the model's: refused even with ``data.skip_unknown``.
@@ -81,6 +81,23 @@ def training_columns(config: Config, store: Store) -> tuple[dict[str, Tensor], d
     if int(wrong.sum()) > _MOST_SKIPPED * n:
         raise BadRequest(f"most of {store.folder} is nothing that {config.name} can represent: {said}")
     return select(columns, (~wrong).nonzero()[:, 0]), counts
+
+
+def with_others(config: Config, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The columns with those of the data sets that ``data.also`` names, which a regressor learns from too.
+
+    Raises ``BadRequest`` for a generator, whose sizes and novelty are those of one data set, and for data of another kind.
+    """
+    joined = dict(columns)
+    if config.data.also and not config.targets:
+        raise BadRequest(f"data.also is for regressors, and {config.name} has no targets: it makes what one data set holds")
+    for name in config.data.also:
+        store = Store(find_data(name, config.data.root), config.data.split)
+        if store.kind != config.kind:
+            raise BadRequest(f"{config.name} learns from {config.kind}s, but {store.folder} holds {store.kind}s")
+        data = config.data.model_copy(update={"part": None})
+        joined = join(joined, training_columns(config.model_copy(update={"data": data}), store)[0])
+    return joined
 
 
 def part_of(n: int, part: tuple[float, float]) -> Tensor:

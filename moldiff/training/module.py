@@ -35,6 +35,7 @@ class TrainOptions:
     self_conditioning: float = 0.5
     condition_dropout: float = 0.12
     condition_dropout_each: float = 0.3
+    condition_alone: float = 0.0
     clean_share: float = 0.5
     given_graph: float = 0.0
     given_places: float = 0.0
@@ -53,6 +54,23 @@ def learning_rate(step: int, progress: float, options: TrainOptions) -> float:
     warm = min(1.0, (step + 1) / max(1, options.warmup))
     late = max(0.0, (min(progress, 1.0) - options.decay_from) / (1 - options.decay_from))
     return options.lr * warm * (0.5 * (1 + math.cos(math.pi * late)) * 0.99 + 0.01)
+
+
+#: In the names of the weights of conditions, as ``denoisers.layers.embeddings.TimeEmbedding`` calls them.
+_OF_CONDITIONS = ".condition."
+
+
+def alone(conditions: Tensor, drop: Tensor, share: float, generator: torch.Generator | None) -> Tensor:
+    """Which conditions [S, K] are left out: as ``drop`` says, but all except one known one in a ``share`` of the systems.
+
+    One property is what people ask for most, and of several that are left out each on its own it is seldom the only one.
+    """
+    if share <= 0:
+        return drop
+    lot = torch.rand(conditions.shape, generator=generator).masked_fill(conditions.isnan().cpu(), -1.0)
+    one = torch.rand(len(conditions), 1, generator=generator) < share
+    others = torch.ones_like(drop).scatter(1, lot.argmax(1, keepdim=True), False)
+    return torch.where(one, others, drop)
 
 
 class StepData(Dataset[int]):
@@ -115,7 +133,8 @@ class DiffusionModule(lightning.LightningModule):
         if "conditions" in x0:
             drop = torch.tensor(coins[2:])[:, None] < self.options.condition_dropout
             if x0.conditions.shape[1] > 1:
-                drop = drop | (torch.rand(x0.conditions.shape, generator=rng.shared) < self.options.condition_dropout_each)
+                each = torch.rand(x0.conditions.shape, generator=rng.shared) < self.options.condition_dropout_each
+                drop = drop | alone(x0.conditions, each, self.options.condition_alone, rng.shared)
             xt = xt.replace(conditions=torch.where(drop.to(x0.device), torch.nan, xt.conditions))
         denoiser: Denoiser = self.denoiser
         if self.shares.any():
@@ -167,7 +186,12 @@ class DiffusionModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         o = self.options
-        own = {k: p for k, p in self.denoiser.named_parameters() if self.origin is None or k in self.origin}
+        fast = o.condition_lr != 1.0  # conditions that the origin knows are weakly learned as a rule
+        own = {
+            k: p
+            for k, p in self.denoiser.named_parameters()
+            if self.origin is None or (k in self.origin and not (fast and _OF_CONDITIONS in k))
+        }
         new = [p for k, p in self.denoiser.named_parameters() if k not in own]
         decayed = [p for p in own.values() if p.dim() >= 2]
         plain = [p for p in own.values() if p.dim() < 2]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moldiff.assemble import build_denoiser
+from moldiff.assemble import build_denoiser, build_regressor
 from moldiff.config import Config
 from moldiff.errors import BadRequest
 
@@ -17,6 +17,8 @@ from moldiff.errors import BadRequest
 _CONDITION = re.compile(r"(?P<before>.*\bcondition\.each\.)(?P<index>\d+)(?P<after>\..*)")
 #: Weights of what a network is told of known entries, zero at first.
 _GIVEN = re.compile(r".*\bgiven_(atoms|pairs)")
+#: What a regressor says, a row of weights for each target.
+_TARGETS = re.compile(r"readout\.out\.(weight|bias)")
 #: Options of a network that may differ from the base's.
 _FREE = ("precision", "given")
 _SIZES = "time.size.weight"
@@ -42,6 +44,7 @@ FINE_TUNING: dict[str, Any] = {
 def fine_tuning_config(base: Config, start_from: str, data: str, conditions: Sequence[str], name: str | None = None) -> Config:
     """Settings that train a model further on a data set: its own, with further ``conditions`` and ``FINE_TUNING``.
 
+    A regressor learns the ``conditions`` as targets, in place of its own; without any it learns its own anew.
     Systems that the model can't represent are left out (``data.skip_unknown``).
     """
     new = [c for c in dict.fromkeys(conditions) if c not in base.conditions]
@@ -50,13 +53,16 @@ def fine_tuning_config(base: Config, start_from: str, data: str, conditions: Seq
     )
     training = base.training.model_copy(update={**FINE_TUNING, "start_from": start_from})
     label = name or "-".join([base.name, *([data] if data != base.data.name else []), *new])
-    changes = {"name": label, "data": section, "training": training, "conditions": [*base.conditions, *new]}
+    changes: dict[str, Any] = {"name": label, "data": section, "training": training, "conditions": [*base.conditions, *new]}
+    if base.targets:
+        changes |= {"conditions": [], "targets": list(dict.fromkeys(conditions)) or base.targets}
     return base.model_copy(update=changes)
 
 
 def inherit_conditions(config: Config, base: Config) -> Config:
-    """The settings with the base's statistics of the conditions that both know: its weights were trained on values so scaled."""
-    kept = {name: found for name, found in base.condition_stats.items() if name in config.conditions}
+    """The settings with the base's statistics of what both know: its weights were trained on values so scaled."""
+    known = (*config.conditions, *config.targets)
+    kept = {name: found for name, found in base.condition_stats.items() if name in known}
     return config.model_copy(update={"condition_stats": {**config.condition_stats, **kept}})
 
 
@@ -85,6 +91,28 @@ def warm_weights(config: Config, base: Config, weights: Mapping[str, Tensor]) ->
             fresh[key] = old.clone()
         else:
             raise BadRequest(f"weights {old_key!r} are {_shape(old)} in {base.name} and {_shape(value)} in {config.name}")
+    return fresh
+
+
+def warm_regressor(config: Config, base: Config, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state of a regressor for ``config`` that is the regressor ``base`` with these ``weights``, where both have a target.
+
+    Further targets begin with fresh weights of their own on what the base knows of molecules. Raises ``BadRequest``, in one
+    sentence, as ``warm_weights``.
+    """
+    _check_same(config, base)
+    torch.manual_seed(config.training.seed)
+    fresh = build_regressor(config).state_dict()
+    for key, value in fresh.items():
+        old = weights[key]
+        if _TARGETS.fullmatch(key):
+            for k, name in enumerate(config.targets):
+                if name in base.targets:
+                    value[k] = old[base.targets.index(name)]
+        elif old.shape == value.shape:
+            fresh[key] = old.clone()
+        else:
+            raise BadRequest(f"weights {key!r} are {_shape(old)} in {base.name} and {_shape(value)} in {config.name}")
     return fresh
 
 
