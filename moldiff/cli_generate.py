@@ -1,16 +1,34 @@
-"""The command ``moldiff generate``: every option of it is an argument of ``Generator.sample``."""
+"""The command ``moldiff generate``: every option of it is an argument of ``Generator.sample``, and may stand in a YAML file."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from moldiff.errors import BadRequest
+from moldiff.errors import BadRequest, unknown
+
+#: Arguments of ``Generator.sample`` whose option of the command has another name.
+_ALSO_CALLED = {"conditions": "condition", "options": "option", "n_atoms": "size"}
+
+
+def _from_file(context: typer.Context, path: Path | None) -> Path | None:
+    """Take the values of a YAML file for the options that the command line does not name."""
+    if path is not None:
+        options = {p.name: p.multiple for p in context.command.params if hasattr(p, "multiple") and p.name != "help"}
+        context.default_map = {**(context.default_map or {}), **read_asked(path, options)}
+    return path
 
 
 def generate(
+    config: Annotated[
+        Path | None,
+        typer.Argument(help="YAML of any of these options; what the command line names goes before.", is_eager=True,
+                       callback=_from_file, show_default="none"),
+    ] = None,
+    *,
     out: Annotated[Path, typer.Option(help="Folder for samples (.sdf, .extxyz, CIFs), samples.csv and metrics.json.")],
     n: Annotated[int, typer.Option("-n", "--n", help="Number of samples.")] = 100,
     model: Annotated[str, typer.Option(help="Name of a shipped model, or a model folder.")] = "qm9",
@@ -30,6 +48,7 @@ def generate(
     elements: Annotated[str | None, typer.Option(help="Only these: Li,Fe,O.")] = None,
     exclude: Annotated[str | None, typer.Option(help="None of these elements.")] = None,
     require: Annotated[str | None, typer.Option(help="At least one atom of each of these elements.")] = None,
+    charge: Annotated[int | None, typer.Option(help="Molecules: the total of the formal charges.")] = None,
     valences: Annotated[
         str | None, typer.Option(help="Molecules: held (closed shells, right valences) or free.", show_default="the model's")
     ] = None,
@@ -50,6 +69,7 @@ def generate(
     time_limit: Annotated[float, typer.Option(help="Seconds that one relaxation may take.")] = 120.0,
     clusters: Annotated[bool, typer.Option(help="Crystals: find samples that are the same.")] = True,
     like: Annotated[Path | None, typer.Option(help="Vary these molecules: SDF, XYZ ...")] = None,
+    between: Annotated[list[Path] | None, typer.Option(help="From one molecule to another of its size: name both.")] = None,
     strength: Annotated[
         float | None, typer.Option(help="How far to noise these, prototypes, geometries.", show_default="0.6 with --like")
     ] = None,
@@ -86,9 +106,10 @@ def generate(
     options = key_values(option or [], "--option")
     controls = specs_from(
         info, formula=formula, z=z, compositions=compositions, elements=elements, exclude=exclude, require=require,
-        n_elements=n_elements, valences=valences, redraws=redraws,
+        n_elements=n_elements, charge=charge, valences=valences, redraws=redraws,
         keep=keep, keep_atoms=keep_atoms, keep_elements=keep_elements, keep_cell=keep_cell, keep_smarts=keep_smarts, grow=grow,
-        resamplings=resamplings, like=like, strength=strength, smiles=smiles, positions=positions, conditions=condition,
+        resamplings=resamplings, like=like, between=between, strength=strength,
+        smiles=smiles, positions=positions, conditions=condition,
         guidance=guidance, guidance_function=guidance_function, guidance_scale=guidance_scale, reward=reward, target=target,
         particles=particles, reward_strength=reward_strength, candidates=candidates,
         judge=judge, prototypes=prototypes, symmetry=symmetry,
@@ -123,6 +144,48 @@ def generate(
         with progress_bars(console, f"{info.name}, {request.calls_each} calls", request.n) as (tell, stage):
             result = runs.run(generator, request, folder, batch_size, tell, console.print, stage, extras)
     Console().print(run_table(result, info.name))
+
+
+def read_asked(path: Path, options: Mapping[str, bool]) -> dict[str, Any]:
+    """The values of a settings file by option, as the command line would have them.
+
+    ``options`` says of each option whether it may be repeated. Keys are the options without dashes, or the arguments of
+    ``Generator.sample``. Raises ``BadRequest`` for a file that can't be read and a key that is no option.
+    """
+    import yaml
+
+    try:
+        asked = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadRequest(f"can't read {path}: {getattr(error, 'strerror', None) or error}") from None
+    except yaml.YAMLError as error:
+        raise BadRequest(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(asked, Mapping):
+        raise BadRequest(f"{path} must hold options and their values (n: 100)")
+    found: dict[str, Any] = {}
+    for key, value in asked.items():
+        name = str(key).replace("-", "_")
+        name = _ALSO_CALLED.get(name, name)
+        if name not in options:
+            raise unknown(f"option in {path}", str(key), sorted(options))
+        if value is None:
+            continue
+        repeated = options[name]
+        if isinstance(value, Mapping):
+            value = [f"{k}={_text(v, '..')}" for k, v in value.items()]
+        elif repeated:
+            value = [str(v) for v in (value if isinstance(value, (list, tuple)) else [value])]
+        elif isinstance(value, (list, tuple)):
+            value = _text(value, "-" if name in ("size", "n_elements", "grow") else ",")
+        if isinstance(value, list) and not repeated:
+            raise BadRequest(f"{path}: {key} takes one value")
+        found[name] = value
+    return found
+
+
+def _text(value: Any, joined: str) -> str:
+    """A value as it is written on the command line; of several, the text between them."""
+    return joined.join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 def key_values(items: list[str], flag: str) -> dict[str, float]:

@@ -67,6 +67,8 @@ class Spec(ABC):
     redraws: int = 0
     #: Whether one that is refused to the last has failed; else it comes back as it is.
     insists: bool = True
+    #: The sampler that this is made for, where none is asked for; None for the model's.
+    sampler: str | None = None
     #: Whether positions may settle after the way down (see ``sampling.settle``), which this then does not see.
     settles: bool = False
     #: Whether this holds how many elements a crystal has, in the place of the specification that does nothing else.
@@ -107,6 +109,10 @@ class Spec(ABC):
     def weigh(self, size: int, weight: int) -> int:
         """How often training systems of this many atoms, of which there are ``weight``, are as it asks."""
         return weight
+
+    def counted(self, n: int) -> Spec:
+        """The specification as it is where ``n`` samples are asked for."""
+        return self
 
     def total(self, n: int) -> int:
         """The number of samples where ``n`` are asked for: ``n`` of each of several things, maybe."""

@@ -125,17 +125,14 @@ class Generator:
             drawn = [s for part in self.stream(request, batch_size, start, tell) for s in part]
         return SampleSet(drawn, request, self.info)
 
-    def interpolate(
-        self, first: Any, second: Any, n: int, *, strength: float = 0.6, sampler: str = "ddim", **options: Any
-    ) -> SampleSet:
+    def interpolate(self, first: Any, second: Any, n: int, **options: Any) -> SampleSet:
         """``n`` molecules on the way from one to another of equal size (see ``moldiff.given.Between``), ends included.
 
-        ``first`` and ``second`` are files, molecules, atoms or samples; ``strength`` is the time that both are noised to; other
-        options are those of ``sample``. Raises ``BadRequest`` for molecules of unequal size or outside the vocabulary.
+        The same as ``sample(n, between=(first, second))``: ``first`` and ``second`` are files, molecules, atoms or samples, each
+        of one molecule; ``strength`` is the time that both are noised to. Raises ``BadRequest`` for molecules of unequal size or
+        outside the vocabulary.
         """
-        from moldiff.given import between
-
-        return self.sample(n, sampler=sampler, controls=[between(first, second, n, strength)], **options)
+        return self.sample(n, between=(first, second), **options)
 
     def log_likelihood(self, structures: Any, *, method: str = "bound", **options: Any) -> list[Score]:
         """What the model thinks of structures: the variational bound of log p, and with ``method`` "flow" the density of the

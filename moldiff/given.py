@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,10 +118,14 @@ class Between(Spec):
 
     first: Structure
     second: Structure
-    n: int
+    n: int = 0
     strength: float = 0.6
     name = "between"
+    sampler = "ddim"
     gives = FIELDS
+
+    def counted(self, n: int) -> Spec:
+        return replace(self, n=n)
 
     @property
     def begins(self) -> float:  # type: ignore[override]
@@ -186,12 +190,21 @@ def superposed(first: Structure, second: Structure, rounds: int = 10) -> Structu
     return Structure(second.name, second.numbers[order], x.astype(np.float32), bonds, second.charges[order])
 
 
-def between(first: Any, second: Any, n: int, strength: float) -> Between:
-    """The specification behind ``Generator.interpolate``; raises ``BadRequest`` unless each names exactly one molecule."""
-    a, b = as_structures(first), as_structures(second)
-    if len(a) != 1 or len(b) != 1:
-        raise BadRequest(f"a way leads from one molecule to one other, found {len(a)} and {len(b)}")
-    return Between(a[0], superposed(a[0], b[0]) if len(a[0]) == len(b[0]) else b[0], n, checked_strength(strength))
+def between_from(between: Any, strength: float | None) -> Between | None:
+    """The specification behind ``--between`` and ``--strength``; None without.
+
+    ``between`` is a file of two molecules, or two files, molecules, atoms or samples. Raises ``BadRequest`` for any other number
+    of molecules.
+    """
+    if between is None or (isinstance(between, (list, tuple)) and not between):
+        return None
+    parts = between if isinstance(between, (list, tuple)) else [between]
+    ends = [one for part in parts for one in as_structures(part)]
+    if len(ends) != 2:
+        raise BadRequest(f"a way leads from one molecule to one other, found {len(ends)}: name two with --between")
+    a, b = ends
+    share = checked_strength(STRENGTH if strength is None else strength)
+    return Between(a, superposed(a, b) if len(a) == len(b) else b, strength=share)
 
 
 def like_from(like: Any, strength: float | None) -> Like | None:

@@ -23,6 +23,9 @@ COLUMNS = (
     "id", "smiles", "formula", "n_atoms", "valid", "reason", "connected", "n_fragments", "charge", "radical", "molecule_stable",
     "stable_atoms", "edm_molecule_stable", "edm_stable_atoms", "edm_valid", "unique", "novel", "finite", "bonds",
 )  # fmt: skip
+#: The second line of a mol block: the program in columns 3 to 10, no date, and in columns 21 and 22 that there are three
+#: dimensions, without which RDKit warns of every molecule.
+HEADER = "  " + "moldiff".ljust(8) + " " * 10 + "3D"
 #: Data items of an SDF record.
 ITEMS = ("smiles", "valid", "reason", "connected", "molecule_stable", "edm_molecule_stable")
 
@@ -98,10 +101,10 @@ def sdf_record(sample: Sample, verdict: Verdict) -> str:
             mol = raw_molecule(sample.numbers, sample.positions, sample.bond_types, sample.charges)
             mol.UpdatePropertyCache(strict=False)
             mol.SetProp("_Name", sample.id)
-            mol.SetProp("_MolFileInfo", "  moldiff                 3D")
+            mol.SetProp("_MolFileInfo", HEADER)
             block = Chem.MolToMolBlock(mol, includeStereo=False, kekulize=False)
         lines = block.split("\n")
-        lines[1] = "  moldiff                 3D"  # RDKit would write the time of day here
+        lines[1] = HEADER  # RDKit would write the time of day here
         block = "\n".join(lines)
     items = {"id": sample.id, **{name: cell_text(getattr(verdict, name)) for name in ITEMS}}
     items |= {name: cell_text(value) for name, value in sample.info.items() if name not in items}

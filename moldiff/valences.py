@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from moldiff.charge import Charge
 from moldiff.chem.valence import VALENCES
 from moldiff.composition import Compositions
 from moldiff.control import Place, Spec
@@ -22,11 +23,12 @@ HELD, FREE = "held", "free"
 class Valences(Spec):
     """Molecules are drawn as closed shells (``sampling.closed_shell``) and their bonds and charges read together
     (``sampling.joint_graph``). With ``elements`` False, which is so where a formula or a least number of an element is asked for,
-    only the latter.
+    only the latter. ``charge`` is the total charge where one is asked for.
     """
 
     elements: bool = True
     asked: bool = False
+    charge: int | None = None
     name = "valences"
     settles = True
 
@@ -42,15 +44,16 @@ class Valences(Spec):
         if any("bond_types" in other.gives and "positions" not in other.gives for other in others):
             return None
         counted = any(isinstance(o, Compositions) for o in others)
-        return replace(self, elements=not counted)
+        charge = next((o.charge for o in others if isinstance(o, Charge)), None)
+        return replace(self, elements=not counted, charge=charge)
 
     def control(self, place: Place) -> Control:
         from moldiff.sampling.closed_shell import ClosedShell
         from moldiff.sampling.control import Controls
         from moldiff.sampling.joint_graph import JointGraph
 
-        parts: list[Control] = [ClosedShell(place.vocabulary)] if self.elements else []
-        return Controls([*parts, JointGraph(place.vocabulary, VALENCES)])
+        parts: list[Control] = [ClosedShell(place.vocabulary, self.charge or 0)] if self.elements else []
+        return Controls([*parts, JointGraph(place.vocabulary, VALENCES, total=self.charge)])
 
 
 def can_hold(info: ModelInfo) -> bool:

@@ -29,6 +29,7 @@ class Verbs(TypedDict, total=False):
     exclude: str | Sequence[str] | None  # none of these
     require: str | Sequence[str] | None  # at least one atom of each
     n_elements: int | str | tuple[int, int] | None  # crystals: so many different ones, or 2-4; "trained", "any"
+    charge: int | None  # molecules: the formal charges of every sample add up to this
     valences: str | None  # molecules: "held" (closed shells, the last graph read under valence rules), or "free"
     keep: str | Path | Fragment | Any  # this structure, or a part of it, comes back exactly in every sample
     keep_atoms: str | Sequence[int] | None  # these of its atoms, counted from 0
@@ -38,6 +39,7 @@ class Verbs(TypedDict, total=False):
     grow: str | int | tuple[int, int] | None  # so many atoms more than it has
     resamplings: int | None  # make every step so many times
     like: Any  # vary these molecules: a file, molecules, atoms, samples
+    between: Any  # the way from one molecule to another of its size: a file of two, or two files, molecules, atoms, samples
     strength: float | None  # the time to noise them, prototypes or the learnt geometries of symmetries to
     prototypes: Any  # crystals: begin at known ones, of a prepared data set or of "aflow", elements swapped; "none" at noise
     redraws: int | None  # crystals: those whose atoms meet are drawn anew, so many times at most
@@ -69,9 +71,10 @@ def specs_from(info: ModelInfo, **verbs: Unpack[Verbs]) -> tuple[Spec, ...]:
         if name not in Verbs.__annotations__:
             raise unknown("option", name, Verbs.__annotations__)
     from moldiff.apart import apart_from
+    from moldiff.charge import charge_from
     from moldiff.composition import compositions_from, elements_from
     from moldiff.element_count import element_count_from
-    from moldiff.given import graph_from, like_from, positions_from
+    from moldiff.given import between_from, graph_from, like_from, positions_from
     from moldiff.steer.candidates import candidates_from
     from moldiff.steer.conditions import conditions_from
     from moldiff.steer.gradient import guide_from
@@ -88,7 +91,8 @@ def specs_from(info: ModelInfo, **verbs: Unpack[Verbs]) -> tuple[Spec, ...]:
     )  # fmt: skip
     begun = _begun(info, verbs, compositions)
     symmetric = _symmetric(info, verbs, compositions, begun)
-    late = (begun is None and symmetric is None) or verbs.get("like") is not None  # whose strength it then is
+    way = between_from(verbs.get("between"), verbs.get("strength"))
+    late = way is None and ((begun is None and symmetric is None) or verbs.get("like") is not None)  # whose strength it then is
     found: list[Spec | None] = [
         conditions,
         guide_from(
@@ -100,11 +104,13 @@ def specs_from(info: ModelInfo, **verbs: Unpack[Verbs]) -> tuple[Spec, ...]:
         symmetric,  # after candidates, whose doubt is that of the free model
         _kept(info, verbs),  # after candidates, which are compared in the model's own cell, and not in that of a file
         like_from(verbs.get("like"), verbs.get("strength") if late else None),
+        way,
         graph_from(verbs.get("smiles"), info.config.sampling.conformers),
         positions_from(verbs.get("positions")),
         # after what is kept, whose atoms it counts
         elements_from(verbs.get("elements"), verbs.get("exclude"), verbs.get("require")),
         element_count_from(verbs.get("n_elements"), info),  # after those, whose draws it corrects
+        charge_from(verbs.get("charge")),
         apart_from(verbs.get("redraws"), info),
         valences_from(verbs.get("valences"), info),  # after all that say which elements and bonds there may be
         reward_from(
@@ -137,7 +143,7 @@ def _begun(info: ModelInfo, verbs: Verbs, compositions: Compositions | None) -> 
 
     wanted, candidates = verbs.get("prototypes"), verbs.get("candidates")
     if wanted is None:
-        other = any(verbs.get(name) is not None for name in ("keep", "keep_cell", "like")) or candidates == 1
+        other = any(verbs.get(name) is not None for name in ("keep", "keep_cell", "like", "between")) or candidates == 1
         if compositions is None or other or _steered(verbs):
             return None
         wanted = info.config.sampling.prototypes
@@ -150,7 +156,7 @@ def _symmetric(info: ModelInfo, verbs: Verbs, compositions: Compositions | None,
     """The symmetry of crystals of a composition: as asked, or the model's own, which gives way to what contradicts it."""
     from moldiff.symmetry import symmetry_from
 
-    other = begun is not None or any(verbs.get(name) is not None for name in ("keep", "keep_cell", "like"))
+    other = begun is not None or any(verbs.get(name) is not None for name in ("keep", "keep_cell", "like", "between"))
     return symmetry_from(info, verbs.get("symmetry"), compositions, not other, None if other else verbs.get("strength"))
 
 

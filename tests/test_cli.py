@@ -93,6 +93,39 @@ def test_bad_requests_are_one_sentence_before_the_model_is_loaded(run, no_loadin
     assert not out.exists()
 
 
+def test_a_settings_file_says_what_options_do_and_the_command_line_goes_before(run, tiny_model, tmp_path):
+    asked = tmp_path / "asked.yaml"
+    values = {"model": str(tiny_model), "n": 5, "steps": 3, "device": "cpu", "n-atoms": [5, 8], "exclude": ["N"]}
+    values["options"] = {"eta": 0.5}
+    asked.write_text(yaml.safe_dump(values))
+    code, _, err = run("generate", asked, "-n", 2, "--out", tmp_path / "file")
+    assert code == 0, err
+    options = ["-n", 2, "--steps", 3, "--device", "cpu", "--size", "5-8", "--exclude", "N", "--option", "eta=0.5"]
+    assert run("generate", "--model", tiny_model, *options, "--out", tmp_path / "line")[0] == 0
+    for name in ("samples.sdf", "run.yaml"):
+        assert (tmp_path / "file" / name).read_text() == (tmp_path / "line" / name).read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("stepz: 3", "unknown option in"),
+        ("- 3", "must hold options and their values"),
+        ("steps: [1", "is not valid YAML"),
+        ("steps: many", "valid integer"),
+        ("size: {a: 1}", "size takes one value"),
+        ("conditions: {gap: 3}", "trained without conditions"),
+    ],
+)
+def test_a_settings_file_that_is_wrong_is_refused_in_a_sentence(run, no_loading, tiny_model, tmp_path, text, words):
+    asked = tmp_path / "asked.yaml"
+    asked.write_text(text)
+    code, _, err = run("generate", asked, "--model", tiny_model, "--out", tmp_path / "out")
+    assert code == 2 and err.startswith("error: ") and words in err and len(err.strip().splitlines()) == 1
+    code, _, err = run("generate", tmp_path / "none.yaml", "--out", tmp_path / "out")
+    assert code == 2 and "can't read" in err and not (tmp_path / "out").exists()
+
+
 def test_an_unwritable_folder_and_a_damaged_model_are_found_before_loading(run, no_loading, tiny_model, tmp_path):
     (tmp_path / "file").write_text("")
     code, _, err = run("generate", "--model", tiny_model, "-n", 3, "--out", tmp_path / "file" / "x")

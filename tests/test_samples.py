@@ -118,7 +118,7 @@ def test_rdkit_reads_the_sdf(samples, tmp_path):
 def test_the_sdf_does_not_hold_the_time_of_day(samples, tmp_path):
     text = samples.save(tmp_path / "x.sdf").read_text()
     headers = {record.splitlines()[1].strip() for record in text.split("$$$$\n")[:-1]}
-    assert headers == {"moldiff", "moldiff                 3D"}
+    assert headers == {"moldiff", "moldiff           3D"}
 
 
 def test_verdicts_survive_the_csv_exactly(samples, tmp_path):

@@ -77,6 +77,11 @@ def test_interpolation_begins_and_ends_at_its_molecules(shipped):
         none = np.zeros((3, 3), dtype=np.int64)
         water = Structure("water", np.array([8, 1, 1]), np.eye(3, dtype=np.float32), none, none[0])
         shipped.interpolate(first, water, 3)
+    same = shipped.sample(3, between=[first, second], strength=0.1, steps=20)
+    assert all(np.array_equal(a.positions, b.positions) for a, b in zip(made, same, strict=True))
+    assert shipped.request(3, between=[first, second]).sampler == "ddim"
+    with pytest.raises(BadRequest, match="found 1: name two"):
+        shipped.request(3, between=[first])
 
 
 def test_conformers_have_the_graph_and_the_handedness_that_are_asked_for(shipped):

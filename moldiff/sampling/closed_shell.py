@@ -21,9 +21,10 @@ NAME = "atom_types"
 
 
 class ClosedShell(Control):
-    """Keeps the number of electrons of neutral molecules even, in every step and at the end."""
+    """Keeps the number of electrons of molecules of a total ``charge`` even, in every step and at the end."""
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    def __init__(self, vocabulary: Vocabulary, charge: int = 0) -> None:
+        self.odd_sum = charge % 2 == 1
         self.odd = torch.tensor([z % 2 == 1 for z in vocabulary.values[NAME]])
 
     def step(self, now: Step, after: AtomBatch) -> AtomBatch:
@@ -35,18 +36,19 @@ class ClosedShell(Control):
         logits = now.model.previous.data[NAME]
         if absorbs(now.diffusion, NAME):
             logits = as_set(logits, before.data[NAME])
-        clean = draw_even(logits, self.odd.to(u.device), before.mask, u)
+        clean = draw_even(logits, self.odd.to(u.device), before.mask, u, self.odd_sum)
         certain = torch.nn.functional.one_hot(clean, n_classes).to(torch.float32) * -NEVER
         return after.replace(**{NAME: now.diffusion.processes[NAME].step(before, certain, now.t, now.s, now.rng)})
 
     def read(self, prediction: AtomBatch, x0: AtomBatch, diffusion: Diffusion) -> AtomBatch:
         if NAME not in diffusion.categorical:
             return x0
-        return x0.replace(**{NAME: likeliest_even(prediction.data[NAME], self.odd.to(x0.device), x0.mask)})
+        return x0.replace(**{NAME: likeliest_even(prediction.data[NAME], self.odd.to(x0.device), x0.mask, self.odd_sum)})
 
 
-def draw_even(logits: Tensor, odd: Tensor, mask: Tensor, u: Tensor) -> Tensor:
-    """Classes int64 [S, N] drawn independently, given that an even number of atoms have a class of ``odd`` (bool [C]).
+def draw_even(logits: Tensor, odd: Tensor, mask: Tensor, u: Tensor, odd_sum: bool = False) -> Tensor:
+    """Classes int64 [S, N] drawn independently, given that an even number of atoms have a class of ``odd`` (bool [C]); with
+    ``odd_sum`` an odd number.
 
     ``logits`` [S, N, C], ``mask`` [S, N], ``u`` [S, N, C + 1] uniform numbers. Where that has no chance the draw is free.
     """
@@ -57,7 +59,7 @@ def draw_even(logits: Tensor, odd: Tensor, mask: Tensor, u: Tensor) -> Tensor:
     for i in range(n - 1, 0, -1):
         rest.append(chance[:, i] * (1 - rest[-1]) + (1 - chance[:, i]) * rest[-1])
     rest.reverse()
-    want = torch.zeros_like(mask[:, 0])  # whether the atoms from here on must be odd together
+    want = torch.full_like(mask[:, 0], odd_sum)  # whether the atoms from here on must be odd together
     chosen = []
     for i in range(n):
         follow = torch.where(want, 1 - rest[i], rest[i])  # that the rest fits an even atom here
@@ -71,8 +73,9 @@ def draw_even(logits: Tensor, odd: Tensor, mask: Tensor, u: Tensor) -> Tensor:
     return torch.where(mask, keys.argmax(-1), torch.zeros_like(keys.argmax(-1)))
 
 
-def likeliest_even(logits: Tensor, odd: Tensor, mask: Tensor) -> Tensor:
-    """The likeliest classes int64 [S, N] of which an even number are of ``odd``: at most one atom is not at its own best.
+def likeliest_even(logits: Tensor, odd: Tensor, mask: Tensor, odd_sum: bool = False) -> Tensor:
+    """The likeliest classes int64 [S, N] of which an even number are of ``odd`` (with ``odd_sum`` an odd number): at most one
+    atom is not at its own best.
 
     Forbidden classes (``NEVER``) are none to change to; where no atom can change, all stay at their best.
     """
@@ -80,7 +83,7 @@ def likeliest_even(logits: Tensor, odd: Tensor, mask: Tensor) -> Tensor:
     best = logits.argmax(-1)
     other = logits.masked_fill((odd == odd[best][..., None]) | (logits <= NEVER / 2), -torch.inf)
     loss = (logits.amax(-1) - other.amax(-1)).masked_fill(~mask, torch.inf)
-    wrong = (odd[best] & mask).sum(-1) % 2 == 1
+    wrong = (odd[best] & mask).sum(-1) % 2 != int(odd_sum)
     atom = loss.argmin(-1)
     change = torch.nn.functional.one_hot(atom, mask.shape[1]).bool() & (wrong & loss.amin(-1).isfinite())[:, None]
     return torch.where(mask, torch.where(change, other.argmax(-1), best), torch.zeros_like(best))

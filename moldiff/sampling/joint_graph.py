@@ -37,13 +37,14 @@ CUTS, NODES = 6, 200
 
 
 class JointGraph(Control):
-    """Reads bonds and charges together. Elements stay as they are read; the total charge moves towards zero or not at all.
+    """Reads bonds and charges together. Elements stay as they are read; the total charge moves towards zero or not at all, or is
+    ``total`` where that is given.
 
     A system for which there is no right graph within ``most`` nats of the one read stays as it is.
     """
 
-    def __init__(self, vocabulary: Vocabulary, valences: Valences, most: float = MOST) -> None:
-        self.vocabulary, self.valences, self.most = vocabulary, valences, most
+    def __init__(self, vocabulary: Vocabulary, valences: Valences, most: float = MOST, total: int | None = None) -> None:
+        self.vocabulary, self.valences, self.most, self.total = vocabulary, valences, most, total
 
     def read(self, prediction: AtomBatch, x0: AtomBatch, diffusion: Diffusion) -> AtomBatch:
         if "bond_types" not in diffusion.categorical:
@@ -61,12 +62,13 @@ class JointGraph(Control):
                 physical.bond_types[row, n, n].numpy(),
             )
             finite = all(bool(value[row].isfinite().all()) for value in odds.values())
-            if not finite or read.right(self.valences) or read.wrong(self.valences) > WRONG:
+            charged = free and self.total is not None and int(read.charges.sum()) != self.total
+            if not finite or (read.right(self.valences) and not charged) or read.wrong(self.valences) > WRONG:
                 continue
             bonds = 0.5 * (odds["bond_types"][row, n, n] + odds["bond_types"][row, n, n].transpose(0, 1))
             charges = (self.vocabulary.values["charges"], odds["charges"][row, n].numpy()) if free else ((), None)
             chances = Chances(self.vocabulary.values["bond_types"], bonds.numpy(), *charges)
-            found = likeliest(read, chances, self.valences, self.most)
+            found = likeliest(read, chances, self.valences, self.most, self.total if free else None)
             if found is not None:
                 made["bond_types"][row, n, n] = torch.from_numpy(found[0])
                 if free:
@@ -104,11 +106,12 @@ class Chances:
 
 
 def likeliest(
-    read: Graph, chances: Chances, valences: Valences, most: float = MOST
+    read: Graph, chances: Chances, valences: Valences, most: float = MOST, total: int | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
     """Classes of bonds [N, N] and charges [N] of the likeliest right graph with the elements of ``read``.
 
-    None where there is none within ``most`` nats of ``read``. Where charges are given (``chances.charges`` is None), those that
+    Their sum is ``total``, or without it between that of ``read`` and 0. None where there is none within ``most`` nats of
+    ``read``. Where charges are given (``chances.charges`` is None), those that
     come back mean nothing.
     """
     n, known = len(read.numbers), {z for z, _ in valences}
@@ -124,8 +127,8 @@ def likeliest(
         for c, q in (enumerate(chances.values) if chances.charges is not None else [(0, int(read.charges[i]))])
         for v in (valences.get((z, q), ()) if z in known else (None,))
     ]
-    total = int(read.charges.sum())
-    low, high = min(total, 0), max(total, 0)
+    now = int(read.charges.sum())
+    low, high = (min(now, 0), max(now, 0)) if total is None else (total, total)
     if len({s[0] for s in states}) < n or _never(states, n, low, high):
         return None
     pair, kind = (part.ravel() for part in np.broadcast_arrays(np.arange(len(first))[:, None], kinds[None]))
@@ -147,10 +150,10 @@ def likeliest(
     least = np.concatenate([np.zeros(n), np.ones(n), np.zeros(len(first)), [low]])
     greatest = np.concatenate([np.where(any_sum, np.inf, 0.0), np.ones(n), np.ones(len(first)), [high]])
     constraints = [LinearConstraint(rules, least, greatest)]
-    now = float(price[np.arange(len(drawn)), drawn].sum())
+    price_now = float(price[np.arange(len(drawn)), drawn].sum())
     if chances.charges is not None:
-        now -= sum(max(float(charged[i, chances.values.index(int(q))]), -FAR) for i, q in enumerate(read.charges))
-    constraints.append(LinearConstraint(cost[None], -np.inf, now + most))
+        price_now -= sum(max(float(charged[i, chances.values.index(int(q))]), -FAR) for i, q in enumerate(read.charges))
+    constraints.append(LinearConstraint(cost[None], -np.inf, price_now + most))
     for _ in range(CUTS):
         options = {"node_limit": NODES}  # and no limit of time, which would make samples depend on the machine
         solved = milp(cost, integrality=np.ones(len(cost)), bounds=Bounds(0, 1), constraints=constraints, options=options)
