@@ -110,7 +110,7 @@ class Spec(ABC):
         """How often training systems of this many atoms, of which there are ``weight``, are as it asks."""
         return weight
 
-    def counted(self, n: int) -> Spec:
+    def for_n(self, n: int) -> Spec:
         """The specification as it is where ``n`` samples are asked for."""
         return self
 

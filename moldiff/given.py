@@ -124,7 +124,7 @@ class Between(Spec):
     sampler = "ddim"
     gives = FIELDS
 
-    def counted(self, n: int) -> Spec:
+    def for_n(self, n: int) -> Spec:
         return replace(self, n=n)
 
     @property

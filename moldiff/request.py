@@ -149,7 +149,7 @@ def make_request(
     seed = whole_number("seed", seed)
     if not 0 <= seed < 2**63:
         raise BadRequest(f"seed must lie in 0 to 2^63 - 1, found {seed}")
-    controls = [spec.counted(n) for spec in controls]
+    controls = [spec.for_n(n) for spec in controls]
     chosen = sampler or next((spec.sampler for spec in controls if spec.sampler), default.sampler)
     given = {**(default.options if chosen == default.sampler else {}), **(options or {})}
     made = make_sampler(chosen, given)
