@@ -121,11 +121,13 @@ def export_run(
     *,
     facts: Mapping[str, str] | None = None,
     reference: Reference | None = None,
+    templates: Templates | None = None,
     storage: str = "float16",
 ) -> ModelInfo:
     """Export a training run's folder: the averaged weights of its state, the settings beside it, and its data set.
 
-    ``data`` is where the data set lies now (default: as the settings name it). Raises ``BadRequest`` for a folder without a
+    ``data`` is where the data set lies now (default: as the settings name it). A ``reference`` and ``templates`` that are given
+    are not computed anew. Raises ``BadRequest`` for a folder without a
     state, ``DamagedFile`` for a damaged one.
     """
     from moldiff.training.data import training_columns, training_store
@@ -148,13 +150,13 @@ def export_run(
             last = list(csv.DictReader(file))[-1]
         errors = [f"{name} {last[f'{name}_mae']} {config.condition_stats[name].unit}".rstrip() for name in config.targets]
         given["mean absolute error, held out"] = ", ".join(errors)
-    templates = None
-    if config.training.given_symmetry > 0:
+    if config.training.given_symmetry > 0 and templates is None:
         from moldiff.data.symmetries import symmetries_of
         from moldiff.training.templates import learn_templates
 
         print("learning the symmetries of compositions", flush=True)
         templates = learn_templates(columns, symmetries_of(columns, store.folder))
+    if templates is not None:
         given["symmetries"] = f"{len(templates):,} learnt for compositions (--symmetry)"
     weights, sizes = {**state["weights"], **state["ema"]}, size_histogram(columns)
     counts = element_histogram(columns) if makes_elements(config) else None

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from moldiff.model_store import ModelInfo
     from moldiff.samples import Sample
     from moldiff.sampling.control import Control
+    from moldiff.steer.conditions import Conditions
 
 LEARNED, NONE = "learned", "none"
 #: Where a sample says that it began.
@@ -197,14 +198,19 @@ class WithSymmetry(Spec):
 
 
 def symmetry_from(
-    info: ModelInfo, symmetry: Any, compositions: Compositions | None, fitting: bool, strength: float | None = None
+    info: ModelInfo,
+    symmetry: Any,
+    compositions: Compositions | None,
+    fitting: bool,
+    strength: float | None = None,
+    conditions: Conditions | None = None,
 ) -> Spec | None:
     """The specification behind ``--symmetry``: ``learned``, ``none``, or space groups (numbers or symbols).
 
     None asked for is ``learned`` where the model has templates, a composition is given or made and the rest of the request is
     ``fitting``. A model that makes compositions draws symmetries (``symmetry_drawn``), unless one is given. ``strength`` is the
-    time to which learnt geometries are noised. Raises ``BadRequest`` for an unknown space group, for a model without templates
-    and for a strength outside 0 to 1.
+    time to which learnt geometries are noised. A space group among the ``conditions`` is the symmetry that is drawn. Raises
+    ``BadRequest`` for an unknown space group, for a model without templates and for a strength outside 0 to 1.
     """
     made = TYPES in info.config.fields
     if symmetry is None:
@@ -217,12 +223,19 @@ def symmetry_from(
     if not info.has_templates:
         raise BadRequest(f"{info.name} has not learnt symmetries: --symmetry is for models that did (mp20-csp, mp20)")
     if made and compositions is None:
-        from moldiff.symmetry_drawn import DrawnSymmetry
+        from moldiff.symmetry_drawn import SPACE_GROUP, DrawnSymmetry
 
         if strength is not None:
             raise BadRequest(f"{info.name} begins at noise: strength is for learnt geometries of a composition, and for --like")
         known = tuple(info.config.vocabulary[TYPES])
-        return DrawnSymmetry(info.templates(), info.files[info.TEMPLATES], known, groups)
+        wanted = {} if conditions is None else {name: (low, high) for name, low, high in conditions.values}
+        if SPACE_GROUP not in wanted:
+            return DrawnSymmetry(info.templates(), info.files[info.TEMPLATES], known, groups)
+        if groups:
+            raise BadRequest(f"--symmetry and the condition {SPACE_GROUP} both say which space group: leave one of them out")
+        if conditions is not None and not conditions.of_each:
+            groups = tuple(range(max(1, int(wanted[SPACE_GROUP][0])), int(wanted[SPACE_GROUP][1]) + 1))
+        return DrawnSymmetry(info.templates(), info.files[info.TEMPLATES], known, groups, conditions=conditions)
     if compositions is None:
         raise BadRequest("a symmetry is that of a composition: give a formula or compositions")
     t = STRENGTH if strength is None else float(strength)

@@ -92,10 +92,12 @@ def train(
     from moldiff.model_export import export_run
 
     print("exporting the model", flush=True)
-    reference = None
+    known: dict[str, Any] = {}
     if base is not None and base.config.data.name == settings.data.name and base.sizes == size_histogram(columns):
-        reference = base.reference()  # the same data: what takes minutes to compute is there
-    info = export_run(folder, folder / "model", reference=reference)
+        known["reference"] = base.reference()  # the same data: what takes minutes to compute is there
+        if settings.training.given_symmetry > 0 and base.has_templates:
+            known["templates"] = base.templates()
+    info = export_run(folder, folder / "model", **known)
     use = f"moldiff generate --model {info.folder} -n 100 --out candidates"
     if settings.targets:
         use = f'moldiff.regressor.PropertyRegressor.from_pretrained("{info.folder}").predict(molecules)'

@@ -17,6 +17,7 @@ from moldiff.model_store import ModelInfo
 
 if TYPE_CHECKING:
     from moldiff.composition import Compositions
+    from moldiff.steer.conditions import Conditions
 
 
 class Verbs(TypedDict, total=False):
@@ -90,7 +91,7 @@ def specs_from(info: ModelInfo, **verbs: Unpack[Verbs]) -> tuple[Spec, ...]:
         kind=info.config.kind, conditions=conditions, judge=verbs.get("judge"),
     )  # fmt: skip
     begun = _begun(info, verbs, compositions)
-    symmetric = _symmetric(info, verbs, compositions, begun)
+    symmetric = _symmetric(info, verbs, compositions, begun, conditions)
     way = between_from(verbs.get("between"), verbs.get("strength"))
     late = way is None and ((begun is None and symmetric is None) or verbs.get("like") is not None)  # whose strength it then is
     found: list[Spec | None] = [
@@ -152,12 +153,15 @@ def _begun(info: ModelInfo, verbs: Verbs, compositions: Compositions | None) -> 
     return prototypes_from(wanted, compositions, verbs.get("strength"), candidates)
 
 
-def _symmetric(info: ModelInfo, verbs: Verbs, compositions: Compositions | None, begun: Spec | None) -> Spec | None:
+def _symmetric(
+    info: ModelInfo, verbs: Verbs, compositions: Compositions | None, begun: Spec | None, conditions: Conditions | None
+) -> Spec | None:
     """The symmetry of crystals of a composition: as asked, or the model's own, which gives way to what contradicts it."""
     from moldiff.symmetry import symmetry_from
 
     other = begun is not None or any(verbs.get(name) is not None for name in ("keep", "keep_cell", "like", "between"))
-    return symmetry_from(info, verbs.get("symmetry"), compositions, not other, None if other else verbs.get("strength"))
+    strength = None if other else verbs.get("strength")
+    return symmetry_from(info, verbs.get("symmetry"), compositions, not other, strength, conditions)
 
 
 def _steered(verbs: Verbs) -> bool:

@@ -48,6 +48,45 @@ def generator(model):
     return Generator.from_pretrained(model, device="cpu")
 
 
+@pytest.fixture(scope="module")
+def told(templates, tmp_path_factory):  # noqa: F811
+    """A model that is told space groups, with templates."""
+    torch.manual_seed(0)
+    config = crystal_config(
+        name="tiny-told", fields={**CRYSTAL_FIELDS, "atom_types": TYPES}, given=[], vocabulary={"atom_types": ELEMENTS},
+        sampling={"sampler": "ddpm", "steps": 4, "redraws": 2}, conditions=["space_group"],
+        condition_classes={"space_group": 231},
+    )  # fmt: skip
+    folder, sizes = tmp_path_factory.mktemp("models") / "tiny-told", {2: 5, 3: 1, 4: 2, 5: 8, 6: 3}
+    weights = build_denoiser(config).state_dict()
+    export_model(weights, config, None, folder, sizes=sizes, element_counts=COUNTS, templates=templates)
+    return Generator.from_pretrained(folder, device="cpu")
+
+
+def group_of(s) -> int:
+    return int(s.info["symmetry"].split(":")[0])
+
+
+def test_a_space_group_among_the_conditions_is_drawn(told):
+    for s in told.sample(6, conditions={"space_group": 221}):
+        assert group_of(s) == s.info["asked_space_group"] == 221 == space_group(s.to_crystal(), 1e-3).number
+    assert {group_of(s) for s in told.sample(12, conditions={"space_group": (130, 140)})} == {136}
+    rows = [{"space_group": 225}, {"space_group": 136}, {"space_group": 221}]
+    drawn = told.sample(9, conditions=rows)
+    assert [group_of(s) for s in drawn] == [225, 136, 221] * 3 and {len(s.to_crystal()) for s in drawn[1::3]} == {6}
+    assert all("symmetry" not in s.info for s in told.sample(3, conditions={"space_group": 225}, symmetry="none", size=2))
+    with pytest.raises(BadRequest, match="both say which space group"):
+        told.sample(1, conditions={"space_group": 225}, symmetry=221)
+    with pytest.raises(BadRequest, match="and the space group 2"):
+        told.sample(1, conditions={"space_group": 2})
+
+
+def test_a_size_without_the_space_group_that_is_asked_is_said(told):
+    with pytest.warns(UserWarning, match=r"no known symmetry has 4 atoms in the space group 225: drawn without one"):
+        (one,) = told.sample(1, conditions=[{"space_group": 225, "n_atoms": 4}])
+    assert one.info["symmetry"] == "none"
+
+
 def slots(s) -> collections.Counter:
     return collections.Counter(collections.Counter(s.to_crystal().numbers.tolist()).values())
 

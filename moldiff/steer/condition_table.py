@@ -29,6 +29,7 @@ class ConditionTable(Conditions):
 
     rows: tuple[tuple[Asked, ...], ...] = ()
     sizes: tuple[int | None, ...] = ()
+    of_each = True
 
     def settings(self) -> dict[str, Any]:
         rows = [{name: low if low == high else f"{low!r}..{high!r}" for name, low, high in row} for row in self.rows]

@@ -37,6 +37,8 @@ class Conditions(Spec):
     guidance: float = 1.0
     name = "conditions"
     settles = True
+    #: Whether every sample has values of its own.
+    of_each = False
 
     def settings(self) -> dict[str, Any]:
         asked = {name: low if low == high else f"{low!r}..{high!r}" for name, low, high in self.values}
