@@ -4,7 +4,8 @@
 
 The molecules are random ones of the validation part, the property an RDKit descriptor, which is judged exactly. It does what a
 user would: ``moldiff train --from MODEL --data FOLDER --condition NAME``, with its defaults. Targets are those of other
-validation molecules, with their sizes. "Before" is the model that began, with the same sizes, compared with the same targets.
+validation molecules, with their sizes. With ``--judge`` a regressor is trained further on the same molecules and chooses among
+candidates. "Before" is the model that began, with the same sizes, compared with the same targets.
 """
 
 from __future__ import annotations
@@ -81,6 +82,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--guidance", default="1.0,1.5")
     parser.add_argument("--minutes", type=float, default=5.0)
+    parser.add_argument("--judge", default="", help="a regressor that learns the property too, and chooses of 8 (qm9-regressor)")
+    parser.add_argument("--judge-minutes", type=float, default=3.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, required=True, help="folder for the data set and the run")
     parser.add_argument("--out", type=Path, required=True)
@@ -121,6 +124,19 @@ def main() -> None:
         samples = tuned.sample(args.n, seed=1, steps=args.steps, conditions=targets, guidance=guidance)
         result[f"after, guidance {guidance:g}"] = row(samples, wanted, name)
         print(guidance, result[f"after, guidance {guidance:g}"], flush=True)
+    if args.judge:
+        began = time.monotonic()
+        judge = train(
+            None, [f"training.max_minutes={args.judge_minutes}"], args.work / "judge", data=args.work / "mine",
+            start_from=args.judge, conditions=[name], threads=1, accelerator="cpu",
+        )  # fmt: skip
+        assert judge is not None
+        result["training_seconds_judge"] = round(time.monotonic() - began)
+        for k in (4, 8):
+            way = {"steps": 25, "settle": 8, "candidates": k, "judge": judge.folder}
+            samples = tuned.sample(args.n, seed=1, conditions=targets, **way)
+            result[f"after, nearest of {k} of 25 calls"] = row(samples, wanted, name)
+            print(k, result[f"after, nearest of {k} of 25 calls"], flush=True)
     result["after, not conditioned"] = row(
         tuned.sample(args.n, seed=1, steps=args.steps, controls=[Sizes(asked_sizes)]), wanted, name
     )

@@ -52,7 +52,7 @@ def data_info(
 def data_label(
     name: Annotated[str, typer.Argument(help="Name or folder of a data set.")],
     with_: Annotated[
-        str, typer.Option("--with", help="gfn2-xtb, chgnet, rdkit:NAME[,NAME], or module:Calculator or :function of ASE atoms.")
+        str, typer.Option("--with", help="gfn2-xtb, counts, chgnet, rdkit:NAME[,NAME], module:Calculator or :function of atoms.")
     ],
     columns: Annotated[str | None, typer.Option(help="Which columns, comma-separated.", show_default="all it gives")] = None,
     prefix: Annotated[str, typer.Option(help="Goes before the names of the columns.")] = "",

@@ -82,6 +82,9 @@ def generate(
     smiles: Annotated[str | None, typer.Option(help="Conformers of this molecule.")] = None,
     positions: Annotated[Path | None, typer.Option(help="Types and bonds for the positions in this file.")] = None,
     condition: Annotated[list[str] | None, typer.Option(help="NAME=VALUE or NAME=8..10; may be repeated. Or a CSV.")] = None,
+    companions: Annotated[
+        str | None, typer.Option(help="Conditions that go with these, of training data: drawn or none.", show_default="drawn")
+    ] = None,
     guidance: Annotated[float | None, typer.Option(help="Above 1: follow conditions more closely, at twice the calls.")] = None,
     guidance_function: Annotated[str | None, typer.Option(help="MODULE:FUNCTION of clean atoms: go up its gradient.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="Multiplies it.", show_default="1")] = None,
@@ -109,7 +112,7 @@ def generate(
         n_elements=n_elements, charge=charge, valences=valences, redraws=redraws,
         keep=keep, keep_atoms=keep_atoms, keep_elements=keep_elements, keep_cell=keep_cell, keep_smarts=keep_smarts, grow=grow,
         resamplings=resamplings, like=like, between=between, strength=strength,
-        smiles=smiles, positions=positions, conditions=condition,
+        smiles=smiles, positions=positions, conditions=condition, companions=companions,
         guidance=guidance, guidance_function=guidance_function, guidance_scale=guidance_scale, reward=reward, target=target,
         particles=particles, reward_strength=reward_strength, candidates=candidates,
         judge=judge, prototypes=prototypes, symmetry=symmetry,

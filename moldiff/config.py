@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from moldiff.errors import BadRequest
 
@@ -79,6 +79,7 @@ class TrainingConfig(_Strict):
     condition_dropout: float = Field(0.12, ge=0, le=1)  # of all conditions together: the null condition of guidance
     condition_dropout_each: float = Field(0.3, ge=0, le=1)  # of each on its own, in models of several
     condition_alone: float = Field(0.0, ge=0, le=1)  # share of the systems that are told one condition only, as people often ask
+    companion_share: float = Field(0.6, ge=0, le=1)  # share of the systems that are told all companions, whatever else
     clean_share: float = Field(0.5, ge=0, le=1)  # of a regressor's training systems without noise
     given_graph: float = Field(0.0, ge=0, le=1)  # shares of the systems whose graph, whose places and of which a part is known,
     given_places: float = Field(0.0, ge=0, le=1)  # for networks with the option ``given``
@@ -155,6 +156,7 @@ class Config(_Strict):
     fields: dict[str, FieldConfig]
     given: list[str] = []
     conditions: list[str] = []
+    companions: list[str] = []  # those of them that are drawn from training systems near to what is asked, where nobody asks
     condition_classes: dict[str, int] = {}  # conditions that are classes 0 .. K - 1 rather than numbers: {name: K}
     targets: list[str] = []  # a regressor: the columns that it predicts; it makes no samples
     condition_stats: dict[str, ConditionStats] = {}  # of conditions and targets, filled by training from its data
@@ -162,6 +164,13 @@ class Config(_Strict):
     max_atoms: int = Field(64, ge=1)
     training: TrainingConfig = TrainingConfig()
     sampling: SamplingConfig = SamplingConfig()
+
+    @model_validator(mode="after")
+    def _companions_are_conditions(self) -> Config:
+        wrong = [name for name in self.companions if name not in self.conditions]
+        if wrong:
+            raise ValueError(f"companions are conditions that are drawn, and {wrong[0]!r} is not among the conditions")
+        return self
 
     @property
     def needs_graph(self) -> bool:

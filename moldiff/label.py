@@ -39,10 +39,11 @@ def label(
 ) -> LabelReport:
     """Add columns to a prepared data set, given by name or folder.
 
-    ``with_`` is ``gfn2-xtb``, the short or import name of an ASE calculator (``chgnet``, ``module:Calculator``), the import name
-    of a function of ASE atoms that returns a number or named numbers, or ``rdkit:NAME,NAME`` for RDKit descriptors. ``columns``
-    picks some of what it gives; ``prefix`` goes before their names; ``progress`` is True for a bar or a function of (done, all).
-    The rest as in ``data.label.label_store``.
+    ``with_`` is ``gfn2-xtb``, ``counts`` (multiple bonds, bonds to hydrogen and atoms of the graph: ``chem.counts``), the short
+    or import name of an ASE calculator (``chgnet``, ``module:Calculator``), the import name of a function of ASE atoms that
+    returns a number or named numbers, or ``rdkit:NAME,NAME`` for RDKit descriptors. ``columns`` picks some of what it gives;
+    ``prefix`` goes before their names; ``progress`` is True for a bar or a function of (done, all). The rest as in
+    ``data.label.label_store``.
     """
     from moldiff.data.location import find_data
     from moldiff.data.store import read_meta
@@ -78,6 +79,8 @@ def make_labeller(with_: str, kind: str, columns: Sequence[str] = (), prefix: st
     """The labeller behind a name, for ``molecule`` or ``crystal``; raises ``BadRequest`` for a name or column that is none."""
     if with_ == "gfn2-xtb":
         units, compute, origin, quick = _gfn2(kind)
+    elif with_ == "counts":
+        units, compute, origin, quick = _counts(kind)
     elif with_.startswith(_RDKIT):
         units, compute, origin, quick = _rdkit(with_.removeprefix(_RDKIT), kind)
     else:
@@ -120,6 +123,14 @@ def _gfn2(kind: str) -> Parts:
         raise BadRequest("gfn2-xtb labels molecules; for crystals give chgnet or another ASE calculator")
     require_tblite()
     return GFN2_UNITS, compute_gfn2, f"GFN2-xTB single point, tblite {_version('tblite')}", False
+
+
+def _counts(kind: str) -> Parts:
+    from moldiff.chem.counts import NAMES, graph_counts
+
+    if kind != "molecule":
+        raise BadRequest("counts are of the graphs of molecules, and this data set holds crystals")
+    return dict.fromkeys(NAMES, ""), graph_counts, "counts of the stored graph", True
 
 
 def _rdkit(names: str, kind: str) -> Parts:

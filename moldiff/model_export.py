@@ -16,6 +16,7 @@ from torch import Tensor
 
 from moldiff.config import Config, load_config
 from moldiff.data.batches import element_histogram, size_histogram
+from moldiff.data.companions import CompanionTable
 from moldiff.data.store import Store
 from moldiff.errors import BadRequest
 from moldiff.model_card import card_text
@@ -54,6 +55,7 @@ def export_model(
     sizes: Mapping[int, int] | None = None,
     element_counts: Mapping[int, Mapping[tuple[int, ...], int]] | None = None,
     templates: Templates | None = None,
+    companions: CompanionTable | None = None,
     reference: Reference | None = None,
     storage: str = "float16",
 ) -> ModelInfo:
@@ -62,7 +64,8 @@ def export_model(
     ``weights`` is a denoiser's state. Sizes, and the reference unless one is given, come from ``store`` (the training split);
     without a store pass ``sizes``, for a model that makes the types of crystals ``element_counts`` too (see
     ``write_element_counts``), and novelty stays unknown unless ``reference`` is given. ``templates`` are the symmetries that a
-    model has learnt for compositions. ``facts`` become rows of the card.
+    model has learnt for compositions, ``companions`` the training systems that ``config.companions`` are drawn from. ``facts``
+    become rows of the card.
     The folder appears whole or not at all; an existing model folder is replaced. Raises ``BadRequest`` where ``out`` is a
     folder that holds something else, or can't be written.
     """
@@ -96,6 +99,9 @@ def export_model(
             write_element_counts(part, element_counts)
         if templates is not None:
             templates.save(part / ModelInfo.TEMPLATES)
+        if companions is not None:
+            companions.save(part / ModelInfo.COMPANIONS)
+            os.chmod(part / ModelInfo.COMPANIONS, 0o644)
         if reference is None and store is not None and not config.targets:
             reference = reference_of(store, config)
         if reference is not None:
@@ -160,9 +166,12 @@ def export_run(
         given["symmetries"] = f"{len(templates):,} learnt for compositions (--symmetry)"
     weights, sizes = {**state["weights"], **state["ema"]}, size_histogram(columns)
     counts = element_histogram(columns) if makes_elements(config) else None
+    companions = CompanionTable.of(config.conditions, columns) if config.companions else None
+    if companions is not None:
+        given["companions"] = f"{', '.join(config.companions)}: drawn from {len(companions.n_atoms):,} training systems"
     return export_model(
         weights, config, store, out, given, sizes=sizes, element_counts=counts, reference=reference, storage=storage,
-        templates=templates,
+        templates=templates, companions=companions,
     )
 
 

@@ -19,6 +19,7 @@ from moldiff.errors import BadRequest, DamagedFile, unknown
 if TYPE_CHECKING:
     from torch import nn
 
+    from moldiff.data.companions import CompanionTable
     from moldiff.denoisers.base import NetworkDenoiser
     from moldiff.denoisers.regressor import Regressor
     from moldiff.evaluation.crystals.templates import Templates
@@ -51,6 +52,8 @@ class ModelInfo:
 
     #: The file of learnt symmetries, in models that have them.
     TEMPLATES: ClassVar[str] = "templates.safetensors"
+    #: That of training systems' values of conditions, in models with companions.
+    COMPANIONS: ClassVar[str] = "companions.safetensors"
 
     @property
     def weights_sha256(self) -> str:
@@ -82,6 +85,13 @@ class ModelInfo:
         from moldiff.evaluation.crystals.templates import Templates
 
         return Templates.load(self.folder / self.TEMPLATES)
+
+    @cached_property
+    def companions(self) -> CompanionTable | None:
+        """The training systems of which companions of what is asked are drawn, or None where the folder has none."""
+        from moldiff.data.companions import CompanionTable
+
+        return CompanionTable.load(self.folder / self.COMPANIONS) if self.COMPANIONS in self.files else None
 
     def reference(self) -> Reference | None:
         """The hashes and statistics of the training data, or None where the folder has none."""

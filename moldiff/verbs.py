@@ -48,6 +48,7 @@ class Verbs(TypedDict, total=False):
     smiles: str | None  # conformers of this molecule
     positions: Any  # types, charges and bonds for these positions
     conditions: Any  # {"gap": 9.0, "dipole": (1, 2)}, ["gap=9", "dipole=1..2"], or a row a sample: a CSV file, mappings
+    companions: str | None  # "drawn": conditions that go with what is asked, of training systems near to it; or "none"
     guidance: float | None  # how closely conditions are followed: 1 as trained, above 1 more closely, at twice the calls
     guidance_function: str | Callable[[Any], Any] | None  # of moldiff.sampling.gradient_guidance.CleanAtoms
     guidance_scale: float | None  # multiplies it
@@ -82,7 +83,7 @@ def specs_from(info: ModelInfo, **verbs: Unpack[Verbs]) -> tuple[Spec, ...]:
     from moldiff.steer.reward import reward_from
     from moldiff.valences import valences_from
 
-    conditions = conditions_from(verbs.get("conditions"), verbs.get("guidance"))
+    conditions = conditions_from(verbs.get("conditions"), verbs.get("guidance"), verbs.get("companions"))
     compositions = compositions_from(verbs.get("formula"), verbs.get("z"), verbs.get("compositions"))
     candidates = candidates_from(
         verbs.get("candidates"),

@@ -15,8 +15,9 @@ from moldiff.denoisers.layers.embeddings import ConditionEmbedding, TimeEmbeddin
 from moldiff.errors import BadRequest
 from moldiff.model_export import export_model
 from moldiff.training.conditions import standardised, with_condition_stats
-from moldiff.training.module import DiffusionModule, TrainOptions, alone
+from moldiff.training.module import DiffusionModule, TrainOptions
 from moldiff.training.run import fit
+from moldiff.training.told import alone, left_out
 
 CPU = {"accelerator": "cpu", "devices": 1}
 TRAINING = {"batch_size": 8, "warmup": 2, "sample_minutes": None, "log_every": 4, "max_steps": 4}
@@ -148,6 +149,16 @@ def test_one_condition_alone_is_a_known_one_and_each_as_often():
     assert dropped[single, 2].all() and not dropped[~single].any()
     assert float(dropped[single, 0].float().mean()) == pytest.approx(0.5, abs=0.03)
     assert alone(conditions, told, 0.0, None) is told
+
+
+def test_companions_are_told_together_or_not_at_all_whatever_else_is():
+    options = TrainOptions(condition_dropout_each=0.3, condition_alone=1.0, companion_share=0.6)
+    companions = torch.tensor([False, False, True, True])
+    dropped = left_out(torch.zeros(8000, 4), options, companions, torch.Generator().manual_seed(0))
+    assert (dropped[:, :2].sum(1) == 1).all(), "one property alone"
+    both, none = (~dropped[:, 2:]).all(1), dropped[:, 2:].all(1)
+    assert float(both.float().mean()) == pytest.approx(0.6 + 0.4 * 0.5 * 0.25, abs=0.02)
+    assert float(none.float().mean()) == pytest.approx(0.4 * (0.5 + 0.5 * 0.25), abs=0.02)
 
 
 def test_weights_of_conditions_learn_faster_even_where_the_origin_has_them(columns):

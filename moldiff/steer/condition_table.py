@@ -34,7 +34,7 @@ class ConditionTable(Conditions):
     def settings(self) -> dict[str, Any]:
         rows = [{name: low if low == high else f"{low!r}..{high!r}" for name, low, high in row} for row in self.rows]
         sizes = [] if all(size is None for size in self.sizes) else list(self.sizes)
-        return {"rows": rows, "sizes": sizes, "guidance": self.guidance}
+        return {"rows": rows, "sizes": sizes, "guidance": self.guidance, **self._without()}
 
     def check(self, info: ModelInfo) -> None:
         super().check(info)
@@ -83,7 +83,7 @@ def table_from(rows: str | Path | Sequence[Mapping[str, Any]], guidance: float |
         raise BadRequest(f"{label} asks for no property")
     spans = [[one for row in found for one in row if one[0] == name] for name in names]
     values = tuple((span[0][0], min(low for _, low, _ in span), max(high for _, _, high in span)) for span in spans)
-    return ConditionTable(values, checked_guidance(guidance), tuple(found), tuple(sizes))
+    return ConditionTable(values, checked_guidance(guidance), rows=tuple(found), sizes=tuple(sizes))
 
 
 def _read(path: Path, label: str) -> list[dict[str, str | None]]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from moldiff.config import ConditionStats
     from moldiff.model_store import ModelInfo
 
+#: Whether companions of what is asked are told.
+COMPANIONS = ("drawn", "none")
 #: A name of a property with a number, or with a least and a greatest one.
 Asked = tuple[str, float, float]
 
@@ -30,11 +33,13 @@ class Conditions(Spec):
     """Properties asked for: (name, least, greatest) each, the two alike for one value; ``guidance`` is the scale.
 
     Of a range every sample draws its value by its own stream, of a class a whole number. Conditions of the model that are not
-    named are left out. The values asked for come with each sample as ``asked_NAME``.
+    named are left out, but for its companions (``config.companions``): unless ``drawn`` is False, each row is told those of a
+    training system near to what is asked (``data.companions``). The values asked for come with each sample as ``asked_NAME``.
     """
 
     values: tuple[Asked, ...]
     guidance: float = 1.0
+    drawn: bool = True
     name = "conditions"
     settles = True
     #: Whether every sample has values of its own.
@@ -42,7 +47,15 @@ class Conditions(Spec):
 
     def settings(self) -> dict[str, Any]:
         asked = {name: low if low == high else f"{low!r}..{high!r}" for name, low, high in self.values}
-        return {"values": asked, "guidance": self.guidance}
+        return {"values": asked, "guidance": self.guidance, **self._without()}
+
+    def _without(self) -> dict[str, Any]:
+        return {} if self.drawn else {"companions": "none"}
+
+    def beside(self, others: Sequence[Spec]) -> Spec:
+        """Without companions where other specifications say which atoms or bonds there are, which those could contradict."""
+        said = any(other.gives or other.name in ("elements", "charge") for other in others)
+        return replace(self, drawn=False) if said else self
 
     def check(self, info: ModelInfo) -> None:
         known = info.config.conditions
@@ -88,11 +101,28 @@ class Conditions(Spec):
         config = place.info.config
         rows = [self.asked(place.info, place.seed, index) for index in place.indices]
         table = torch.full((len(rows), len(config.conditions)), torch.nan, dtype=torch.float64)
-        for k, row in enumerate(rows):
+        told = self._with_companions(place, rows)
+        for k, row in enumerate(told):
             for name, value in row.items():
                 stats = config.condition_stats.get(name)
                 table[k, config.conditions.index(name)] = value if stats is None else stats.standardise(value)
         return _Told(rows, table.float(), self.guidance, place.device.type != "cpu")
+
+
+    def _with_companions(self, place: Place, rows: Sequence[dict[str, float]]) -> Sequence[dict[str, float]]:
+        """What each row is told, which of several rows of a sample each by its own draw."""
+        config, table = place.info.config, place.info.companions
+        if table is None or not self.drawn:
+            return rows
+        scales = {name: found.std for name, found in config.condition_stats.items()}
+        seen: Counter[int] = Counter()
+        told = []
+        for index, row in zip(place.indices, rows, strict=True):
+            stream = stream_seed(stream_seed(place.seed, index), crc32(b"companions") + seen[index])
+            seen[index] += 1
+            near = table.draw(row, scales, place.size, config.companions, stream / 2**63) if row else {}
+            told.append({**near, **row})
+        return told
 
 
 class _Told(Conditioned):
@@ -112,21 +142,27 @@ def described(stats: ConditionStats) -> str:
     return f"98 % of it lay in {stats.low:.4g}..{stats.high:.4g}{unit}, all in {stats.least:.4g}..{stats.greatest:.4g}{unit}"
 
 
-def conditions_from(asked: Any, guidance: float | None = None) -> Conditions | None:
+def conditions_from(asked: Any, guidance: float | None = None, companions: str | None = None) -> Conditions | None:
     """Read conditions: ``{"gap": 9.0, "dipole": (1, 2)}`` or ``["gap=9.0", "dipole=1..2"]``; NaN or None leaves one out.
 
     A CSV file's path, or a list of such mappings, gives every sample values of its own (``steer.condition_table``).
-    Raises ``BadRequest`` for what can't be read, and for a guidance without a condition.
+    ``companions`` is "drawn" (the default) or "none". Raises ``BadRequest`` for what can't be read, and for a guidance without a
+    condition.
     """
+    if companions not in (None, *COMPANIONS):
+        raise unknown("companions", str(companions), COMPANIONS)
     if not asked:
         if guidance is not None:
             raise BadRequest("guidance needs a condition to follow: --condition NAME=VALUE")
+        if companions is not None:
+            raise BadRequest("companions go with a condition: --condition NAME=VALUE")
         return None
     table = _table_of(asked)
     if table is not None:
         from moldiff.steer.condition_table import table_from
 
-        return table_from(table, guidance)
+        found = table_from(table, guidance)
+        return replace(found, drawn=companions != "none")
     pairs = list(asked.items()) if isinstance(asked, Mapping) else [_split(item) for item in asked]
     values: list[Asked] = []
     for name, value in pairs:
@@ -135,7 +171,7 @@ def conditions_from(asked: Any, guidance: float | None = None) -> Conditions | N
         low, high = asked_range(name, value)
         if not math.isnan(low):
             values.append((name, low, high))
-    return Conditions(tuple(values), checked_guidance(guidance))
+    return Conditions(tuple(values), checked_guidance(guidance), companions != "none")
 
 
 def checked_guidance(guidance: float | None) -> float:

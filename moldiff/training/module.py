@@ -20,6 +20,7 @@ from moldiff.sampling.inpaint import Told
 from moldiff.training.ema import EMA
 from moldiff.training.given import Shares, random_known
 from moldiff.training.symmetry import SymmetricNoise, check_symmetric, noised
+from moldiff.training.told import left_out
 
 
 @dataclass
@@ -36,6 +37,7 @@ class TrainOptions:
     condition_dropout: float = 0.12
     condition_dropout_each: float = 0.3
     condition_alone: float = 0.0
+    companion_share: float = 0.6
     clean_share: float = 0.5
     given_graph: float = 0.0
     given_places: float = 0.0
@@ -60,19 +62,6 @@ def learning_rate(step: int, progress: float, options: TrainOptions) -> float:
 _OF_CONDITIONS = ".condition."
 
 
-def alone(conditions: Tensor, drop: Tensor, share: float, generator: torch.Generator | None) -> Tensor:
-    """Which conditions [S, K] are left out: as ``drop`` says, but all except one known one in a ``share`` of the systems.
-
-    One property is what people ask for most, and of several that are left out each on its own it is seldom the only one.
-    """
-    if share <= 0:
-        return drop
-    lot = torch.rand(conditions.shape, generator=generator).masked_fill(conditions.isnan().cpu(), -1.0)
-    one = torch.rand(len(conditions), 1, generator=generator) < share
-    others = torch.ones_like(drop).scatter(1, lot.argmax(1, keepdim=True), False)
-    return torch.where(one, others, drop)
-
-
 class StepData(Dataset[int]):
     """The steps still to do; the batch itself is made in the module, on its rank."""
 
@@ -92,6 +81,7 @@ class DiffusionModule(lightning.LightningModule):
     ``done`` counts optimiser steps over all resumes, ``elapsed`` seconds likewise. All randomness of a step comes from
     (seed, step, rank), so nothing but the counter is needed to resume exactly. ``origin`` holds, by name, the weights that the
     parameters had in the model from which training began, those of new conditions missing (``options.pull``, ``condition_lr``).
+    ``companions`` bool [K] are the conditions that are drawn beside what people ask for (``training.told``).
     """
 
     def __init__(
@@ -101,9 +91,10 @@ class DiffusionModule(lightning.LightningModule):
         options: TrainOptions,
         origin: Mapping[str, Tensor] | None = None,
         symmetric: SymmetricNoise | None = None,
+        companions: Tensor | None = None,
     ) -> None:
         super().__init__()
-        self.origin, self.symmetric = origin, symmetric
+        self.origin, self.symmetric, self.companions = origin, symmetric, companions
         if symmetric is not None:
             check_symmetric(denoiser.diffusion)
         self.denoiser, self.batches, self.options = denoiser, batches, options
@@ -133,8 +124,7 @@ class DiffusionModule(lightning.LightningModule):
         if "conditions" in x0:
             drop = torch.tensor(coins[2:])[:, None] < self.options.condition_dropout
             if x0.conditions.shape[1] > 1:
-                each = torch.rand(x0.conditions.shape, generator=rng.shared) < self.options.condition_dropout_each
-                drop = drop | alone(x0.conditions, each, self.options.condition_alone, rng.shared)
+                drop = drop | left_out(x0.conditions, self.options, self.companions, rng.shared)
             xt = xt.replace(conditions=torch.where(drop.to(x0.device), torch.nan, xt.conditions))
         denoiser: Denoiser = self.denoiser
         if self.shares.any():

@@ -160,7 +160,9 @@ def fit(
     if t.given_symmetry > 0:
         folder = None if config.data.root is None else Path(config.data.root) / config.data.name
         symmetric = SymmetricNoise(symmetries_of(columns, folder), t.given_symmetry)
-    module = (RegressionModule if config.targets else DiffusionModule)(denoiser, batches, options, origin, symmetric)
+    companions = torch.tensor([name in config.companions for name in config.conditions], dtype=torch.bool)
+    kind = RegressionModule if config.targets else DiffusionModule
+    module = kind(denoiser, batches, options, origin, symmetric, companions)
     if isinstance(module, RegressionModule):
         module.targets = tuple(config.targets)
     state = read_state(out / "state.pt") if resume else None
