@@ -173,14 +173,18 @@ def refuse_two(spec: Spec, others: Sequence[Spec]) -> None:
             raise BadRequest(f"{spec.name} and {other.name} both fix {both[0]}: ask for one of them")
 
 
-def read_fragment(path: str | Path, atoms: Sequence[int] | None = None, smarts: str | None = None) -> Fragment:
-    """What is to be kept of the molecules in a file; several records are parts of one structure, in their mutual places.
+def read_fragment(source: Any, atoms: Sequence[int] | None = None, smarts: str | None = None) -> Fragment:
+    """What is to be kept of the molecules in a file, or of molecules, atoms or samples; several of them are parts of one
+    structure, in their mutual places.
 
-    See ``chem.fragments.cut_fragment``. Raises ``BadRequest`` for a file that can't be read or gives no bonds that can be found.
+    See ``chem.fragments.cut_fragment``. Raises ``BadRequest`` for what can't be read or gives no bonds that can be found.
     """
-    from moldiff.structures import read_structures
+    from moldiff.structures import as_structures
 
-    found = read_structures(path)
+    found = as_structures(source)
+    for one in found:
+        if one.problem:
+            raise BadRequest(f"{one.name} can't be kept: {one.problem}")
     numbers = np.concatenate([s.numbers for s in found])
     charges = np.concatenate([s.charges for s in found])
     x = np.concatenate([s.positions for s in found])
@@ -194,13 +198,16 @@ def read_fragment(path: str | Path, atoms: Sequence[int] | None = None, smarts: 
 
 
 def keep_from(
-    keep: str | Path | Fragment | None,
+    keep: Any,
     atoms: str | Sequence[int] | None = None,
     smarts: str | None = None,
     grow: str | int | tuple[int, int] | None = None,
     resamplings: int | None = None,
 ) -> Keep | None:
-    """The specification behind ``--keep``, ``--keep-atoms``, ``--keep-smarts``, ``--grow`` and ``--resamplings``."""
+    """The specification behind ``--keep``, ``--keep-atoms``, ``--keep-smarts``, ``--grow`` and ``--resamplings``.
+
+    ``keep`` is a file, an RDKit molecule, ASE atoms, a sample, several of them, or a ``Fragment``.
+    """
     if keep is None:
         for flag, value in (("keep-atoms", atoms), ("keep-smarts", smarts), ("grow", grow), ("resamplings", resamplings)):
             if value is not None:
@@ -218,5 +225,6 @@ def keep_from(
     if isinstance(keep, Fragment):
         fragment, label = keep, "the scaffold"
     else:
-        fragment, label = read_fragment(keep, chosen, smarts), Path(keep).name
+        label = Path(keep).name if isinstance(keep, (str, Path)) else "the scaffold"
+        fragment = read_fragment(keep, chosen, smarts)
     return Keep(fragment, None if grow is None else parse_size(grow), times, JUMP, label)

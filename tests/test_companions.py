@@ -112,7 +112,7 @@ def test_samples_do_not_depend_on_the_batch(model):
 
 
 def test_companions_are_among_the_conditions_and_models_without_a_table_do_without(model, tmp_path):
-    with pytest.raises(BadRequest, match="(?i)'double_co' is not among the conditions"):
+    with pytest.raises(BadRequest, match=r"(?i)'double_co' is not among the conditions"):
         values = tiny_config().model_dump(mode="json")
         parse_config({**values, "conditions": ["gap"], "companions": ["double_CO"]}, "the settings")
     assert model_info(model).companions is not None and model_info("qm9").companions is None

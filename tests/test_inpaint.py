@@ -20,6 +20,7 @@ from moldiff.sampling.ddpm import DDPM
 from moldiff.sampling.grids import uniform_grid
 from moldiff.sampling.inpaint import Inpaint, Known
 from moldiff.sampling.loop import sample
+from moldiff.structures import Structure
 
 
 @pytest.fixture
@@ -135,6 +136,35 @@ def test_hydrogens_of_a_scaffold_are_free_unless_named(scaffold):
     assert read_fragment(scaffold).n_whole == 9
     assert read_fragment(scaffold, smarts="[CH2]O").numbers.tolist() == [6, 8]
     assert read_fragment(scaffold, atoms=[2, 0]).numbers.tolist() == [8, 6]
+
+
+def test_molecules_in_memory_are_kept_and_pieces_are_linked(generator, tmp_path):
+    from rdkit import Chem
+    from rdkit.Chem import AllChem
+
+    ring = Chem.AddHs(Chem.MolFromSmiles("C1CO1"))
+    AllChem.EmbedMolecule(ring, randomSeed=1)
+    Chem.MolToMolFile(ring, str(tmp_path / "ring.mol"))
+    asked = {"steps": 4, "size": 9, "seed": 2}
+    with pytest.warns(UserWarning):
+        from_file, from_memory = (generator.sample(2, keep=k, **asked) for k in (tmp_path / "ring.mol", ring))
+    for a, b in zip(from_file, from_memory, strict=True):
+        assert np.allclose(a.positions[:3], b.positions[:3], atol=1e-4) and np.array_equal(a.numbers[:3], b.numbers[:3])
+    x, none = np.array([[0.0, 0, 0], [4.0, 0, 0]], dtype=np.float32), np.zeros((1, 1), dtype=np.int64)
+    apart = [Structure(f"o{i}", np.array([8]), x[i : i + 1], none, none[0]) for i in (0, 1)]
+    with pytest.warns(UserWarning):
+        made = generator.sample(2, keep=apart, steps=4, size=8)
+    for s in made:
+        assert s.numbers[:2].tolist() == [8, 8] and np.array_equal(s.positions[:2], x)
+        assert s.bond_types[0, 1] == 0, "pieces stay apart, and are linked by new atoms alone"
+    with pytest.raises(BadRequest, match="can't be kept"):
+        generator.request(1, keep=ring_without_bonds())
+
+
+def ring_without_bonds():
+    from ase import Atoms
+
+    return Atoms("CH", positions=[[0, 0, 0], [9, 0, 0]])
 
 
 @pytest.mark.parametrize(
