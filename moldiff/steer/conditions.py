@@ -12,14 +12,18 @@ from zlib import crc32
 
 import torch
 
+from moldiff.chem.counts import ATOMS, BONDS
 from moldiff.control import Place, Spec
 from moldiff.core.rng import stream_seed
 from moldiff.errors import BadRequest, unknown
 from moldiff.sampling.control import Control
+from moldiff.sampling.count_shift import Count, CountShifted
 from moldiff.sampling.guidance import Conditioned
 
 if TYPE_CHECKING:
     from moldiff.config import ConditionStats
+    from moldiff.denoisers.base import Denoiser
+    from moldiff.diffusion.joint import Diffusion
     from moldiff.model_store import ModelInfo
 
 #: Whether companions of what is asked are told.
@@ -106,7 +110,10 @@ class Conditions(Spec):
             for name, value in row.items():
                 stats = config.condition_stats.get(name)
                 table[k, config.conditions.index(name)] = value if stats is None else stats.standardise(value)
-        return _Told(rows, table.float(), self.guidance, place.device.type != "cpu")
+        counted = {} if place.info.companions is None or not self.drawn else count_classes(config.vocabulary)
+        names = [name for name in config.companions if name in counted]
+        wanted = torch.tensor([[row.get(name, math.nan) for name in names] for row in told])
+        return _Told(rows, table.float(), self.guidance, place.device.type != "cpu", [counted[n] for n in names], wanted)
 
 
     def _with_companions(self, place: Place, rows: Sequence[dict[str, float]]) -> Sequence[dict[str, float]]:
@@ -128,12 +135,31 @@ class Conditions(Spec):
 class _Told(Conditioned):
     """Conditions that say of each row what was asked."""
 
-    def __init__(self, rows: Sequence[Mapping[str, float]], table: torch.Tensor, scale: float, together: bool) -> None:
+    def __init__(
+        self, rows: Sequence[Mapping[str, float]], table: torch.Tensor, scale: float, together: bool, counts: Sequence[Count],
+        wanted: torch.Tensor,
+    ) -> None:  # fmt: skip
         super().__init__(table, scale, together)
-        self.rows = rows
+        self.rows, self.counts, self.wanted = rows, counts, wanted
+
+    def wrap(self, denoiser: Denoiser, diffusion: Diffusion) -> Denoiser:
+        guided = super().wrap(denoiser, diffusion)
+        if not self.counts or not {"atom_types", "bond_types"} <= set(diffusion.categorical):
+            return guided
+        return CountShifted(guided, self.counts, self.wanted)
 
     def facts(self, row: int) -> Mapping[str, Any]:
         return {f"asked_{name}": float(f"{value:.7g}") for name, value in self.rows[row].items()}
+
+
+def count_classes(vocabulary: Mapping[str, Sequence[int]]) -> dict[str, Count]:
+    """The counts of ``chem.counts`` by name, in the classes of a vocabulary that has them."""
+    elements, orders = list(vocabulary.get("atom_types", ())), list(vocabulary.get("bond_types", ()))
+    found = {name: Count(elements.index(z)) for name, z in ATOMS.items() if z in elements}
+    for name, (a, b, order) in BONDS.items():
+        if a in elements and b in elements and order in orders:
+            found[name] = Count(elements.index(a), elements.index(b), orders.index(order))
+    return found
 
 
 def described(stats: ConditionStats) -> str:
