@@ -66,11 +66,7 @@ def shifted_bonds(
     places = [k for k, one in enumerate(counts) if one.order >= 0]
     if not places:
         return logits
-    weights = []
-    for k in places:
-        a, b = types[..., counts[k].first], types[..., counts[k].second]
-        weight = a[:, :, None] * b[:, None, :]
-        weights.append(torch.where(pairs, weight if counts[k].first == counts[k].second else weight + weight.mT, 0.0))
+    weights = [kind_weights(types, counts[k], pairs) for k in places]
     shifts = [torch.zeros(len(wanted), device=logits.device) for _ in places]
     for _ in range(ROUNDS):
         p = (logits.float() + _added(logits, places, counts, weights, shifts)).softmax(-1)
@@ -78,6 +74,12 @@ def shifted_bonds(
             expected = 0.5 * (weights[j] * p[..., counts[k].order]).sum((1, 2))
             shifts[j] = _nearer(shifts[j], expected, wanted[:, k], most)
     return logits + _added(logits, places, counts, weights, shifts).to(logits.dtype)
+
+
+def kind_weights(types: Tensor, one: Count, pairs: Tensor) -> Tensor:
+    """The chance [S, N, N] that the atoms of a pair are of the classes of a kind of bond, given those of atoms [S, N, C]."""
+    weight = types[..., one.first][:, :, None] * types[..., one.second][:, None, :]
+    return torch.where(pairs, weight if one.first == one.second else weight + weight.mT, 0.0)
 
 
 def _added(
