@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from moldiff.chem.counts import NAMES as NAMES_OF_COUNTS
 from moldiff.generator import Generator
 from moldiff.model_store import list_models, shipped_models
 from moldiff.regressor import PropertyRegressor
@@ -35,9 +36,10 @@ def test_the_regressor_tells_dipoles_and_gaps_of_known_molecules():
     from ase.build import molecule
 
     regressor = PropertyRegressor.from_pretrained("qm9-regressor", device="cpu")
-    assert regressor.targets == ("homo", "lumo", "gap", "dipole")
+    assert regressor.targets == ("homo", "lumo", "gap", "dipole", "dft_alpha", "dft_mu", "dft_cv")
     found = regressor.predict([molecule("CH3OH"), molecule("C6H6")])
     assert found["dipole"][1] < 0.4 < 1 < found["dipole"][0] < 2.8  # D: none for benzene, 1.7 for methanol
+    assert found["dft_alpha"][0] < found["dft_alpha"][1] and found["dft_cv"][0] < found["dft_cv"][1]  # by size alone
     assert found["gap"][0] > found["gap"][1]  # an alcohol is harder to excite than benzene
 
 
@@ -50,11 +52,18 @@ def test_a_few_molecules_are_good_and_do_not_depend_on_the_batch(name):
     assert all(np.array_equal(alone.fields[k], drawn[3].fields[k]) for k in alone.fields)
 
 
+def test_mp20_cond_holds_the_space_group_that_it_is_asked_for():
+    generator = Generator.from_pretrained("mp20-cond", device="cpu")
+    made = generator.sample(4, seed=0, steps=8, conditions=[{"space_group": 225}, {"space_group": 139}])
+    assert [v.space_group for v in made.verdicts] == [225, 139] * 2
+
+
 def test_qm9_cond_answers_to_what_it_is_told_and_completes_what_is_kept(tmp_path):
     from test_inpaint import ETHANOL
 
     generator = Generator.from_pretrained("qm9-cond", device="cpu")
-    assert generator.config.conditions == ["homo", "lumo", "gap", "dipole"]
+    assert generator.config.conditions[:7] == ["homo", "lumo", "gap", "dipole", "dft_alpha", "dft_mu", "dft_cv"]
+    assert set(generator.config.companions) == set(NAMES_OF_COUNTS) and generator.info.companions is not None
     low, high = (generator.sample(12, seed=1, steps=24, size=16, conditions={"gap": gap}) for gap in (2.5, 9.5))
 
     def unsaturated(samples):
