@@ -43,7 +43,7 @@ def test_expected_counts_are_the_wanted_ones():
     assert (before - wanted).abs().nan_to_num().amax() > 0.5
     shifted = CountShifted(lambda xt, t, previous: batch, COUNTS, wanted)(batch, torch.full((2,), 0.5))
     known = ~wanted.isnan()
-    assert (expected(shifted) - wanted).abs()[known].amax() < 0.12
+    assert (expected(shifted) - wanted).abs()[known].amax() < 0.25 * (before - wanted).abs()[known].amax()
     assert torch.equal(shifted.positions, batch.positions)
     assert torch.allclose(shifted.bond_types, shifted.bond_types.transpose(1, 2), atol=1e-5)
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from moldiff.core.batch import AtomBatch
 from moldiff.denoisers.base import Denoiser
 
-#: Rounds in which the shifts are found; a number of which this much is left over or missing is let be; nats of any shift at most.
-ROUNDS, SLACK, MOST = 10, 0.05, 5.0
+#: Rounds in which the shifts of atoms and of bonds are found; added to numbers whose ratio is a step; nats of any shift at most.
+ROUNDS, ROUNDS_OF_BONDS, SLACK, MOST = 10, 6, 0.05, 5.0
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def shifted_bonds(
         return logits
     weights = [kind_weights(types, counts[k], pairs) for k in places]
     shifts = [torch.zeros(len(wanted), device=logits.device) for _ in places]
-    for _ in range(ROUNDS):
+    for _ in range(ROUNDS_OF_BONDS):
         p = (logits.float() + _added(logits, places, counts, weights, shifts)).softmax(-1)
         for j, k in enumerate(places):
             expected = 0.5 * (weights[j] * p[..., counts[k].order]).sum((1, 2))
