@@ -49,6 +49,16 @@ def test_rdkit_descriptors_become_columns_with_their_names(data):
     assert read_meta(data)["labels"]["MolWt"].startswith("RDKit ")
 
 
+def test_counts_of_the_graph_become_columns(data):
+    report = label(data, "counts", n_workers=0)
+    assert report.computed == 60 and not report.failed
+    store = Store(data, "train")
+    hydrogens = [int((store.system(i)["atom_types"] == 1).sum()) for i in range(len(store))]
+    assert store.column("atoms_H").tolist() == hydrogens and not store.column("double_CO").any()
+    with pytest.raises(BadRequest, match="graphs of molecules"):
+        make_labeller("counts", "crystal")
+
+
 def test_failures_are_nan_with_a_reason_and_a_stopped_run_goes_on(data, tmp_path, monkeypatch):
     log = tmp_path / "log"
 
