@@ -55,6 +55,9 @@ class GraphsGiven(GraphGiven):
     def of(self, index: int) -> Graph:
         return self.graphs[index // self.each]
 
+    def admits(self, size: int) -> bool:
+        return any(len(graph) == size for graph in self.graphs)
+
     def check(self, info: Any) -> None:
         for graph in self.graphs:
             GraphGiven(graph).check(info)
