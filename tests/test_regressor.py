@@ -190,9 +190,9 @@ def test_a_regressor_begins_as_another_and_learns_a_further_target(trained, labe
     assert config.targets == ["carbons"] and not config.conditions
     kept = inherit_conditions(config, trained.config).condition_stats
     assert kept["carbons"] == trained.config.condition_stats["carbons"]
-    with pytest.raises(BadRequest, match=r"x.* in tiny"):
-        wider = settings(network={**NETWORKS["thin_pair"], "width": 64})
-        warm_regressor(wider, trained.config, old.state_dict())
+    with pytest.raises(BadRequest, match="tiny has the network egnn"):
+        other = settings("egnn")
+        warm_regressor(other, trained.config, old.state_dict())
 
 
 def test_a_regressor_learns_from_further_data(labelled, tmp_path):

@@ -98,7 +98,8 @@ class Group:
         rows = lattice.double()
         metric = (rows[:, :, None] * rows[:, None]).sum(-1)
         mean = (self._metric * metric[:, :, None, :, None]).sum((1, 3))
-        mean = mean * (metric.det() / mean.det()).pow(1 / 3)[:, None, None]
+        ratio = (metric.det() / mean.det()).log() / 3  # and no power, whose last bits depend on a number's place in the batch
+        mean = mean * ratio.exp()[:, None, None]
         found: Tensor = torch.linalg.cholesky(mean).to(lattice.dtype)
         return found
 

@@ -18,6 +18,7 @@ from moldiff.core.batch import AtomBatch
 from moldiff.core.periodic import images, symmetric_from_six, torus_log, volume
 from moldiff.core.precision import check_precision, product_dtype
 from moldiff.denoisers.base import Signature
+from moldiff.denoisers.layers.activations import silu
 from moldiff.denoisers.layers.embeddings import Linear, TimeEmbedding, class_features
 from moldiff.errors import BadRequest
 
@@ -87,14 +88,14 @@ class Layer(nn.Module):
         z = (normalize(h) * (1 + scale) + shift).to(p.dtype)
         here, there = self.nodes(z).chunk(2, -1)
         here = here + self.cell(cell)[:, None].to(p.dtype)
-        e = F.silu(self.pair(p) + here[:, :, None] + there[:, None])
+        e = silu(self.pair(p) + here[:, :, None] + there[:, None])
         if self.deep:
-            e = F.silu(self.second(e))
+            e = silu(self.second(e))
         # a product with the weights both masks and averages, and reads the N^2 messages once
         message = (weight.to(p.dtype) @ e).squeeze(2)
         if not self.deep:
-            message = F.silu(self.second(message))
-        update: Tensor = self.node_out(F.silu(self.node_in(torch.cat([z, message], -1))))
+            message = silu(self.second(message))
+        update: Tensor = self.node_out(silu(self.node_in(torch.cat([z, message], -1))))
         return h + update.float()
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from moldiff.core.batch import AtomBatch
 from moldiff.core.geometry import center, pair_vectors
 from moldiff.denoisers.base import Signature
+from moldiff.denoisers.layers.activations import silu
 from moldiff.denoisers.layers.classes import AtomLogits, ClassInputs, require_positions
 from moldiff.denoisers.layers.embeddings import ConditionEmbedding
 from moldiff.denoisers.layers.pairs import PairLinear
@@ -53,13 +53,13 @@ class EGNNLayer(nn.Module):
         difference = pair_vectors(torch.cat([x[:, :, None], sets], 2))
         square = difference.square().sum(-1)
         e = torch.cat([square[..., :1], fixed], -1)
-        message = F.silu(self.edge_out(F.silu(self.edge_in(h, e))))
+        message = silu(self.edge_out(silu(self.edge_in(h, e))))
         if self.gate is not None:
             message = message * self.gate(message).sigmoid()
         message = message * pair_mask
         heard = message.sum(2) / self.normalization
-        h = h + self.node_out(F.silu(self.node_in(torch.cat([h, heard], -1))))
-        weight = self.move_out(F.silu(self.move_hidden(F.silu(self.move_in(h, e)))))
+        h = h + self.node_out(silu(self.node_in(torch.cat([h, heard], -1))))
+        weight = self.move_out(silu(self.move_hidden(silu(self.move_in(h, e)))))
         if self.use_tanh:
             weight = weight.tanh() * self.coordinate_range
         # one more in the divisor keeps pairs that nearly touch from throwing each other away
@@ -116,7 +116,7 @@ class EGNN(nn.Module):
         out = {"positions": center(moved, seen.mask), **self.atom_logits(h, seen.mask)}
         if self.inputs.with_bonds:
             both = message + message.transpose(1, 2)
-            out["bond_types"] = self.bond_out(F.silu(self.bond_hidden(both))) * pair_mask
+            out["bond_types"] = self.bond_out(silu(self.bond_hidden(both))) * pair_mask
         return AtomBatch(seen.mask, out)
 
     def features(self, seen: AtomBatch, t: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from moldiff.core.batch import AtomBatch
 from moldiff.core.periodic import images, inverse, symmetric_from_six, volume
 from moldiff.denoisers.base import Signature
 from moldiff.denoisers.cspnet import lattice_features
+from moldiff.denoisers.layers.activations import silu
 from moldiff.denoisers.layers.degrees import DegreeLinear
 from moldiff.denoisers.layers.embeddings import TimeEmbedding, class_features
 from moldiff.denoisers.layers.pairs import PairLinear
@@ -118,7 +119,7 @@ class PeriodicLayer(nn.Module):
         """h [S, N, irreps], p [S, N, N, pair], sums a degree [S, N, N, K, 2 l + 1], both [S, N, N, 1] true for real atoms."""
         s, n, _ = h.shape
         z = self.norm(h)
-        r = F.silu(self.pair_in(z[..., : self.width], p))
+        r = silu(self.pair_in(z[..., : self.width], p))
         u = (self.weights(r) * both).reshape(s, n, n, self.n_degrees, self.n_heads, -1)
         values = self._values(z)
         heard = {}
@@ -273,7 +274,7 @@ class PeriodicTensorProduct(nn.Module):
         lattice, real = seen.lattice, seen.mask[..., None].to(h.dtype)
         mean = (real / real.sum(1, keepdim=True).clamp_min(1)).transpose(1, 2)
         gain = self.gain(c).exp()
-        length = volume(lattice).clamp_min(1e-3).pow(1 / 3)
+        length = (volume(lattice).clamp_min(1e-3).log() / 3).exp()
         said = self.said(h)
         vector = said[..., 1:4] * (gain[:, 0] * length)[:, None, None]
         raw = self.out(h[..., : self.width])

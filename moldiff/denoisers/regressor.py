@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from moldiff.core.batch import AtomBatch
 from moldiff.core.geometry import center
 from moldiff.denoisers.base import Signature
+from moldiff.denoisers.layers.activations import silu
 from moldiff.denoisers.layers.embeddings import Linear
 from moldiff.diffusion.joint import Diffusion
 from moldiff.errors import BadRequest
@@ -39,7 +40,7 @@ class PooledReadout(nn.Module):
         real = mask[..., None].to(h.dtype)
         count = real.sum(1).clamp_min(1)
         z = F.layer_norm(h, (width,))
-        value = F.silu(self.values(z))
+        value = silu(self.values(z))
         mean = (value * real).sum(1) / count
         weight = self.scores(z).masked_fill(~mask[..., None], -1e4).softmax(1)
         attended = torch.einsum("snh,snhc->shc", weight, value.reshape(s, n, self.n_heads, -1)).reshape(s, width)
@@ -47,8 +48,8 @@ class PooledReadout(nn.Module):
         charge = (charge - charge.sum(1, keepdim=True) / count[:, None]) * real
         moment = torch.einsum("snk,snx->skx", charge, center(x, mask))
         dipole = (moment.square().sum(-1) + 1e-4).sqrt()
-        y = F.silu(self.hidden(torch.cat([mean, attended, dipole], -1)))
-        y = y + F.silu(self.second(y))
+        y = silu(self.hidden(torch.cat([mean, attended, dipole], -1)))
+        y = y + silu(self.second(y))
         found: Tensor = self.out(y)
         return found
 

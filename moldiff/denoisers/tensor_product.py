@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from moldiff.core.batch import AtomBatch
 from moldiff.core.geometry import center, pair_vectors
 from moldiff.denoisers.base import Signature
+from moldiff.denoisers.layers.activations import silu
 from moldiff.denoisers.layers.classes import AtomLogits, ClassInputs, require_positions
 from moldiff.denoisers.layers.embeddings import TimeEmbedding, gaussian_basis
 from moldiff.denoisers.layers.pairs import PairLinear
@@ -111,7 +112,7 @@ class TensorProductLayer(nn.Module):
         """h [S, N, irreps], p [S, N, N, pair], harmonics y and old [S, N, N, D], pair_mask [S, N, N, 1], count [S, 1, 1]."""
         s, n, _ = h.shape
         z = self.norm(h)
-        r = F.silu(self.pair_in(z[..., : self.width], p))
+        r = silu(self.pair_in(z[..., : self.width], p))
         # the directions now and in the previous prediction share one product: each degree takes a learned blend of both
         here, there = self.blend(r).chunk(2, -1)
         repeats = torch.tensor(self.sizes, device=h.device)
@@ -216,5 +217,5 @@ class TensorProductNetwork(nn.Module):
                 products.append(torch.einsum("siud,sjud->siju", x, x))
             a = self.bond_nodes(scalars)
             hidden = self.bond_pairs(torch.cat([p + p.transpose(1, 2), *products], -1)) + a[:, :, None] + a[:, None]
-            out["bond_types"] = self.bond_out(F.silu(hidden)) * pair_mask
+            out["bond_types"] = self.bond_out(silu(hidden)) * pair_mask
         return AtomBatch(seen.mask, out)

@@ -17,6 +17,7 @@ from moldiff.core.batch import AtomBatch
 from moldiff.core.geometry import center
 from moldiff.core.precision import check_precision, product_dtype
 from moldiff.denoisers.base import Signature
+from moldiff.denoisers.layers.activations import silu
 from moldiff.denoisers.layers.embeddings import Linear, TimeEmbedding, class_features, gaussian_basis
 
 
@@ -105,7 +106,7 @@ class Layer(nn.Module):
         h = h + self.norm_in(norms.clamp_max(30.0).to(low)).float()
         z = (normalize(h) * (1 + scale2) + shift2).to(low)
         gate, value = self.ffn_in(z).chunk(2, -1)
-        h = h + self.ffn_out(F.silu(gate) * value).float()
+        h = h + self.ffn_out(silu(gate) * value).float()
         return h, e, x
 
 

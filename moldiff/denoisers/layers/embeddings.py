@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from moldiff.denoisers.layers.activations import silu
+
 #: Standardised conditions beyond this many standard deviations are pressed together, so that an outlier throws nothing.
 _REACH = 4.0
 _WAVES = 3
@@ -117,4 +119,4 @@ class TimeEmbedding(nn.Module):
         x = self.inner(torch.cat([angle.sin(), angle.cos()], -1)) + self.size(n_atoms.clamp_max(self.max_atoms))
         if self.condition is not None:
             x = x + self.condition(conditions, x)
-        return F.silu(self.outer(F.silu(x)))
+        return silu(self.outer(silu(x)))
