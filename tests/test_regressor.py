@@ -188,6 +188,8 @@ def test_a_regressor_begins_as_another_and_learns_a_further_target(trained, labe
     assert torch.allclose(fresh(seen, t)[:, 0], old(seen, t)[:, 1], atol=1e-6)
     config = fine_tuning_config(trained.config, "tiny-regressor", "mine", ["carbons"])
     assert config.targets == ["carbons"] and not config.conditions
+    shipped = fine_tuning_config(model_info("qm9-regressor").config, "qm9-regressor", "mine", ["carbons"])
+    assert shipped.data.also == [] and shipped.data.part is None, "what the old one learnt from is not asked for"
     kept = inherit_conditions(config, trained.config).condition_stats
     assert kept["carbons"] == trained.config.condition_stats["carbons"]
     with pytest.raises(BadRequest, match="tiny has the network egnn"):

@@ -49,7 +49,7 @@ def fine_tuning_config(base: Config, start_from: str, data: str, conditions: Seq
     """
     new = [c for c in dict.fromkeys(conditions) if c not in base.conditions]
     section = base.data.model_copy(
-        update={"name": data, "root": None, "split": "train", "held_out": "val", "part": None, "skip_unknown": True}
+        update={"name": data, "root": None, "split": "train", "held_out": "val", "part": None, "skip_unknown": True, "also": []}
     )
     training = base.training.model_copy(update={**FINE_TUNING, "start_from": start_from})
     label = name or "-".join([base.name, *([data] if data != base.data.name else []), *new])
